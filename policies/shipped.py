@@ -1,0 +1,48 @@
+"""Finding a policy: a file of the user's, or one that ships with the package."""
+
+import os
+import re
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+from .errors import PolicyError
+from .language import Policy, load_policy, parse_policy
+from .suggest import did_you_mean
+
+_FOLDER = "dspark_sgl.policies_yaml"
+
+
+def shipped_names() -> list[str]:
+    """Names of the shipped policies, numbers in numeric order."""
+    return sorted((entry.name.removesuffix(".yaml") for entry in _entries()), key=_natural)
+
+
+def find_policy(name_or_path: str) -> Policy:
+    """The policy in that file, or else the shipped one of that name."""
+    if _is_file(name_or_path):
+        return load_policy(name_or_path)
+    for entry in _entries():
+        if entry.name == f"{name_or_path}.yaml":
+            return parse_policy(entry.read_bytes(), entry.name)
+    names = shipped_names()
+    if os.sep in name_or_path or name_or_path.endswith((".yaml", ".yml")):
+        reason = "no such policy file"
+    else:
+        reason = f"no policy file and no shipped policy of this name (shipped: {', '.join(names)})"
+    raise PolicyError(name_or_path or "''", 0, 0, reason + did_you_mean(Path(name_or_path).stem, names))
+
+
+def _entries() -> list[Traversable]:
+    return [entry for entry in resources.files(_FOLDER).iterdir() if entry.name.endswith(".yaml")]
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return Path(path).is_file()
+    except OSError:  # for instance a name longer than the file system allows
+        return False
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]

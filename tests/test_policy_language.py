@@ -1,0 +1,189 @@
+"""The policy language says what is wrong and where; it answers with a Policy or a PolicyError, nothing else."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dspark_sgl.policies import (
+    Accept,
+    FixedSchedule,
+    FixedScheduler,
+    Policy,
+    PolicyError,
+    RequestLimits,
+    find_policy,
+    load_policy,
+    make_scheduler,
+    parse_policy,
+    shipped_names,
+)
+
+HEAD = "version: 1\n"
+FIXED = HEAD + "schedule: {kind: fixed, depth: 3}\n"
+
+
+def refusal(text: str | bytes) -> str:
+    with pytest.raises(PolicyError) as caught:
+        parse_policy(text, "p.yaml")
+    line = str(caught.value)
+    assert "\n" not in line
+    return line
+
+
+def test_a_whole_policy():
+    text = FIXED + "name: mine\ndescription: three\naccept: {method: match}\n"
+    assert parse_policy(text) == Policy("mine", FixedSchedule(3), Accept("match"), "three")
+
+
+def test_a_policy_without_a_name_is_called_by_its_file(tmp_path: Path):
+    (tmp_path / "night.yaml").write_text(FIXED)
+    assert load_policy(tmp_path / "night.yaml") == Policy("night", FixedSchedule(3))
+
+
+@pytest.mark.parametrize("depth", [0, 64])
+def test_depth_may_be_at_its_bounds(depth: int):
+    assert parse_policy(HEAD + f"schedule: {{kind: fixed, depth: {depth}}}").schedule.depth == depth
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "words"),
+    [
+        ("", "1:1", "empty"),
+        ("[]", "1:1", "must be a mapping"),
+        ("version: 1", "1:1", "needs the key 'schedule'"),
+        ("schedule: {kind: fixed, depth: 3}", "1:1", "needs the key 'version'"),
+        ("version: 2\nschedule: {kind: fixed, depth: 3}", "1:10", "version 2"),
+        (HEAD + "schedul: {}", "2:1", "did you mean 'schedule'?"),
+        (HEAD + "schedule: 3", "2:11", "schedule must be a mapping"),
+        (HEAD + "schedule: {kind: fixed, dept: 3}", "2:25", "did you mean 'depth'?"),
+        (HEAD + "schedule: {kind: fixed}", "2:11", "needs the key 'depth'"),
+        (HEAD + "schedule: {kind: fixed, depth: 65}", "2:32", "from 0 to 64, not 65"),
+        (HEAD + "schedule: {kind: fixed, depth: -1}", "2:32", "from 0 to 64, not -1"),
+        (HEAD + "schedule: {kind: fixed, depth: 1.5}", "2:32", "whole number"),
+        (HEAD + "schedule: {kind: fixed, depth: yes}", "2:32", "whole number"),
+        (HEAD + "schedule: {kind: fixed, depth: 010}", "2:32", "whole number"),
+        (HEAD + "schedule: {kind: fixed, depth: 1:30}", "2:32", "whole number"),
+        (HEAD + "schedule: {kind: fixed, depth: '3'}", "2:32", "without quotes"),
+        (HEAD + "schedule: {kind: fixed, depth: [3]}", "2:32", "not a list"),
+        (HEAD + "schedule: {kind: fixed, depth: 3, depth: 4}", "2:35", "given twice"),
+        (HEAD + "schedule: {kind: fixt, depth: 3}", "2:18", "did you mean 'fixed'?"),
+        (HEAD + "schedule: {kind: throughput}", "2:18", "not supported yet"),
+        (HEAD + "schedule: {kind: fixed, nodes: 8}", "2:25", "not supported yet"),
+        (FIXED + "rules: []", "3:1", "'rules' is not supported yet"),
+        (FIXED + "accept: {method: rejections}", "3:18", "did you mean 'rejection'?"),
+        (FIXED + "accept: match", "3:9", "accept must be a mapping"),
+        (FIXED + "name: off", "3:7", "put it in quotes"),
+        (FIXED + "name: 'a b'", "3:7", "name may hold"),
+        (FIXED + "name: ''", "3:7", "1 to 64 characters"),
+        (FIXED + "name: ", "3:", "empty"),
+        (FIXED + "name: &a x", "3:7", "anchors and aliases"),
+        (FIXED + "a: *b", "3:4", "anchors and aliases"),
+        (FIXED + "<<: {}", "3:1", "unknown key '<<'"),
+        (FIXED + "? [a]\n: 1", "3:3", "must be a word"),
+        (FIXED + "name: !!python/object/apply:os.getcwd []", "3:7", "must be text"),
+        (FIXED + "a: " + "[" * 40, "3:", "nested too deeply"),
+        (FIXED + "---\n" + FIXED, "3:1", "not valid YAML"),
+        (FIXED + "accept: {method", "3:16", "not valid YAML"),
+        (FIXED + "name: \x01", "3:7", "control character"),
+        (FIXED + 'name: "\\UFFFFFFFF"', "", "not valid YAML"),
+        (FIXED.encode() + b"name: \xff", "3:7", "not valid UTF-8"),
+        (FIXED + "#" * 70_000, "", "larger than 64 KiB"),
+    ],
+)
+def test_a_fault_is_named_with_its_place(text: str | bytes, place: str, words: str):
+    line = refusal(text)
+    assert words in line
+    assert line.startswith(f"p.yaml:{place}" if place else "p.yaml:")
+
+
+def test_every_shipped_policy_loads_under_its_own_name():
+    assert shipped_names() == [f"fixed-{n}" for n in range(1, 8)] + ["off"]
+    for name in shipped_names():
+        policy = find_policy(name)
+        assert policy.name == name
+        assert policy.description
+        assert policy.schedule.depth == (0 if name == "off" else int(name[-1]))
+
+
+def test_a_file_wins_over_a_shipped_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Path("off").write_text(FIXED)
+    assert find_policy("off").schedule.depth == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("fixd-5", "did you mean 'fixed-5'?"),
+        ("nothing-like-it", "shipped: fixed-1, "),
+        ("./fixed-5.yaml", "no such policy file; did you mean 'fixed-5'?"),
+        ("", "no policy file"),
+        ("x" * 5000, "no policy file"),
+        ("a\0b", "no policy file"),
+    ],
+)
+def test_an_unknown_policy_is_one_line(name: str, words: str):
+    with pytest.raises(PolicyError) as caught:
+        find_policy(name)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_in_place_of_a_file_is_one_line(tmp_path: Path):
+    with pytest.raises(PolicyError, match="cannot be read"):
+        load_policy(tmp_path)
+
+
+def test_the_fixed_scheduler_keeps_to_the_limits_of_each_request():
+    scheduler = make_scheduler(parse_policy(FIXED))
+    assert scheduler == FixedScheduler(3)
+    assert scheduler.depths([RequestLimits(7), RequestLimits(2), RequestLimits(0)]) == [3, 2, 0]
+    assert scheduler.depths([]) == []
+
+
+SEED = FIXED + 'name: "mine"\ndescription: >\n  folded\n  text\naccept: {method: auto}  # comment\n'
+BITS = ["\t", "'", '"', "[", "{", "}", ":", "&a ", "*a", "!!int ", "!x ", "? ", "- ", "|", "%YAML 1.9\n"]
+BITS += [
+    "\0",
+    "\u2028",
+    "\ud800",
+    "\\",
+    '"\\x',
+    '"\\uD800"',
+    "0x10",
+    "1e999",
+    "9" * 5000,
+    "---\n",
+    "...",
+    "<<: ",
+]
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, len(SEED)), st.integers(0, 6), st.one_of(st.sampled_from(BITS), st.text())),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_mutated_policies_load_or_are_refused_in_one_line(edits: list[tuple[int, int, str]]):
+    text = SEED
+    for at, removed, added in edits:
+        text = text[:at] + added + text[at + removed :]
+    try:
+        assert isinstance(parse_policy(text), Policy)
+    except PolicyError as error:
+        assert "\n" not in str(error)
+        assert str(error).isprintable()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=200))
+def test_any_bytes_load_or_are_refused(data: bytes):
+    try:
+        parse_policy(data)
+    except PolicyError as error:
+        assert "\n" not in str(error)
