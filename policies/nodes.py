@@ -157,7 +157,7 @@ def compose(data: bytes, file: str) -> Located:
         before = text[: error.position]
         place = before.count("\n") + 1, len(before) - before.rfind("\n")
         raise PolicyError(file, *place, "holds a control character that YAML does not allow") from None
-    except (ValueError, OverflowError):  # PyYAML's scanner lets these out for absurd escapes such as "\UFFFFFFFF"
+    except (ValueError, OverflowError):  # PyYAML's scanner on escapes such as "\UFFFFFFFF"
         raise PolicyError(file, 1, 1, "not valid YAML: it holds an impossible number or escape") from None
     if node is None:
         raise PolicyError(file, 1, 1, "the policy is empty")

@@ -1,4 +1,4 @@
-"""The policy language says what is wrong and where; it answers with a Policy or a PolicyError, nothing else."""
+"""The policy language: faults are named with their place, and nothing but a PolicyError ever comes out."""
 
 from pathlib import Path
 

@@ -1,0 +1,149 @@
+"""The tensors of a draft checkpoint, checked from the safetensors headers alone: no weights are read, no torch.
+
+A truncated download, a missing head or a matrix of another model is found in milliseconds, before SGLang has
+loaded the target.
+"""
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+from .draft_config import DraftConfig, DraftError, read_json
+
+Shape = tuple[int, ...]
+
+_COPY_AGAIN = "copy or download the checkpoint again"
+_INDEX = "model.safetensors.index.json"
+
+# The target's, shared with the draft; rotary caches are recomputed.
+_NOT_THE_DRAFTS = ("embed_tokens.", "lm_head.", "rotary_emb.")
+
+# Another publisher's names for the same tensors.
+_ALIASES = {"encoder.fc.weight": "fc.weight", "encoder.output_norm_enc.weight": "hidden_norm.weight"}
+
+
+def expected_tensors(config: DraftConfig) -> dict[str, Shape]:
+    """Names and shapes of the draft's own tensors, as the config promises them."""
+    hidden, vocab, rank = config.hidden_size, config.vocab_size, config.markov_rank
+    shapes: dict[str, Shape] = {
+        "fc.weight": (hidden, hidden * len(config.target_layer_ids)),
+        "hidden_norm.weight": (hidden,),
+        "norm.weight": (hidden,),
+    }
+    for layer in range(config.num_layers):
+        shapes |= {f"layers.{layer}.{name}": shape for name, shape in _layer_tensors(config)}
+    if rank:
+        shapes |= {
+            "markov_head.markov_w1.weight": (vocab, rank),
+            "markov_head.markov_w2.weight": (vocab, rank),
+        }
+    if rank and config.markov_head_type == "gated":
+        shapes |= _linear("markov_head.gate_proj", rank, hidden + rank)
+    if rank and config.markov_head_type == "rnn":
+        shapes |= _linear("markov_head.joint_proj", 3 * rank, 2 * rank + hidden)
+    if config.confidence:
+        width = hidden + (rank if config.confidence_with_markov else 0)
+        shapes |= _linear("confidence_head.proj", 1, width)
+    return shapes
+
+
+def check_tensors(folder: Path, config: DraftConfig) -> None:
+    """Compares the checkpoint's headers with the config; raises DraftError for the first thing that is wrong."""
+    found: dict[str, tuple[Path, Shape]] = {}
+    for file in weight_files(folder):
+        for name, shape in read_header(file).items():
+            found[_canonical(name)] = file, shape
+    if not found or not config.plain:
+        return  # other formats and layouts are SGLang's to check when it loads them
+    expected = expected_tensors(config)
+    for name, shape in expected.items():
+        if name not in found:
+            raise DraftError.at(folder, f"tensor {name} is missing", f"config.json promises it; {_COPY_AGAIN}")
+        file, actual = found[name]
+        if actual != shape:
+            problem = f"tensor {name} has shape {list(actual)}, config.json promises {list(shape)}"
+            raise DraftError.at(file, problem, "config and weights are not of the same draft")
+    for name, (file, _) in found.items():
+        if name not in expected and not name.startswith(_NOT_THE_DRAFTS):
+            problem = f"tensor {name} has no place in a {config.markov_head_type} draft of {config.num_layers} layers"
+            raise DraftError.at(file, problem, "config and weights are not of the same draft")
+
+
+def check_hot_vocab(folder: Path, config: DraftConfig) -> None:
+    """`hot_vocab.json`, where a draft has one: the token ids that its sequential head may propose."""
+    file = folder / "hot_vocab.json"
+    if not file.is_file():
+        return
+    try:
+        ids = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise DraftError.at(file, f"not valid JSON ({error})", _COPY_AGAIN) from None
+    if not isinstance(ids, list) or not ids or any(type(i) is not int or not 0 <= i < config.vocab_size for i in ids):
+        problem = f"must be a list of token ids below vocab_size {config.vocab_size}"
+        raise DraftError.at(file, problem, "delete it to draft over the whole vocabulary")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint; empty when it keeps its weights in another format."""
+    if (folder / _INDEX).is_file():
+        listed = read_json(folder / _INDEX).get("weight_map")
+        if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+            raise DraftError.at(folder / _INDEX, "weight_map is missing or malformed", _COPY_AGAIN)
+        files = [folder / name for name in sorted(set(listed.values()))]
+        for file in files:
+            if not file.is_file():
+                raise DraftError.at(file, "missing, though the index lists it", _COPY_AGAIN)
+        return files
+    files = sorted(folder.glob("*.safetensors"))
+    if not files and not any(folder.glob("*.bin")) and not any(folder.glob("*.pt")):
+        raise DraftError.at(folder / "model.safetensors", "missing: the folder holds no weights", _COPY_AGAIN)
+    return files
+
+
+def read_header(file: Path) -> dict[str, Shape]:
+    """Tensor shapes of a safetensors file: 8 bytes of header length, a JSON header, then exactly the data."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        prefix = stream.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
+        if 8 + length > size:
+            raise DraftError.at(file, f"truncated: {size} bytes do not even hold its header", _COPY_AGAIN)
+        try:
+            header = json.loads(stream.read(length))
+            tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+            end = max((int(entry["data_offsets"][1]) for entry in tensors.values()), default=0)
+            shapes = {name: tuple(int(n) for n in entry["shape"]) for name, entry in tensors.items()}
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            raise DraftError.at(file, "its header is not that of a safetensors file", _COPY_AGAIN) from None
+    if size != 8 + length + end:
+        state = "truncated" if size < 8 + length + end else "too long"
+        raise DraftError.at(file, f"{state}: {size} bytes, its header promises {8 + length + end}", _COPY_AGAIN)
+    return shapes
+
+
+def _layer_tensors(config: DraftConfig) -> Iterator[tuple[str, Shape]]:
+    hidden, middle, head = config.hidden_size, config.intermediate_size, config.head_dim
+    queries, keys = config.num_heads * head, config.num_kv_heads * head
+    for name, rows, columns in (
+        ("q_proj", queries, hidden),
+        ("k_proj", keys, hidden),
+        ("v_proj", keys, hidden),
+        ("o_proj", hidden, queries),
+    ):
+        yield f"self_attn.{name}.weight", (rows, columns)
+        if config.attention_bias:
+            yield f"self_attn.{name}.bias", (rows,)
+    yield from (("self_attn.q_norm.weight", (head,)), ("self_attn.k_norm.weight", (head,)))
+    yield from (("mlp.gate_proj.weight", (middle, hidden)), ("mlp.up_proj.weight", (middle, hidden)))
+    yield "mlp.down_proj.weight", (hidden, middle)
+    yield from (("input_layernorm.weight", (hidden,)), ("post_attention_layernorm.weight", (hidden,)))
+
+
+def _linear(name: str, rows: int, columns: int) -> dict[str, Shape]:
+    return {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}
+
+
+def _canonical(name: str) -> str:
+    name = name.removeprefix("model.")
+    return _ALIASES.get(name, name)
