@@ -1,0 +1,113 @@
+"""Makes a drafter class an SGLang speculative algorithm: what SGLang asks of an algorithm, and the server's settings.
+
+Runs in the launcher too, so nothing here loads weights; every mistake of the user's ends in one line.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from sglang.srt.managers.overlap_utils import FutureMap
+from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
+from sglang.srt.speculative.spec_registry import CustomSpecAlgo
+
+from dspark_sgl.policies.errors import PolicyError
+from dspark_sgl.policies.shipped import find_policy
+from dspark_sgl.spec_algos.protocol import Drafter
+
+from .drafts import DraftError, check_draft, find_draft, read_draft_config
+from .settings import policy_name
+
+logger = logging.getLogger(__name__)
+
+
+def register(drafter: type[Drafter]) -> None:
+    """Register `drafter` with SGLang under `drafter.algorithm`."""
+
+    class Algorithm(DrafterAlgorithm):
+        drafter_class = drafter
+
+    def worker_class(server_args: Any) -> type:
+        from .worker import SpecWorker
+
+        return type(f"{drafter.__name__}Worker", (SpecWorker,), {"drafter_class": drafter})
+
+    SpeculativeAlgorithm.register(drafter.algorithm, supports_overlap=False, spec_class=Algorithm)(worker_class)
+
+
+class DrafterAlgorithm(CustomSpecAlgo):
+    """One registered algorithm. The queries are SGLang's; what they decide is said beside each."""
+
+    drafter_class: type[Drafter]
+
+    def is_dflash_family(self) -> bool:
+        """Capture the target layers that the draft's config names; size the draft's KV pool beside the target's."""
+        return self.drafter_class.uses_target_hidden
+
+    def supports_target_verify_for_draft(self) -> bool:
+        """The draft block itself runs as a verify-shaped forward."""
+        return self.drafter_class.uses_target_hidden
+
+    def has_draft_kv(self) -> bool:
+        return self.drafter_class.uses_target_hidden
+
+    def carries_draft_hidden_states(self) -> bool:
+        return False
+
+    def need_topk(self) -> bool:
+        return False
+
+    def get_platform_worker_cls(self) -> None:
+        return None
+
+    def create_future_map(
+        self, device: Any, req_to_token_pool: Any, needs_cpu_seq_lens: bool = True, needs_confidence_relay: bool = False
+    ) -> FutureMap:
+        return FutureMap(device, self, req_to_token_pool, needs_cpu_seq_lens, needs_confidence_relay)
+
+    def handle_server_args(self, server_args: Any) -> None:
+        """Fill in what speculation needs, and end the launch with one line where it cannot work."""
+        try:
+            self._configure(server_args)
+        except (PolicyError, DraftError) as error:
+            raise SystemExit(f"error: {error}") from None
+
+    def _configure(self, args: Any) -> None:
+        if args.pp_size != 1:
+            raise DraftError(f"{self.name} does not run with pipeline parallelism; remove --pp-size {args.pp_size}")
+        find_policy(policy_name())
+        args.disable_overlap_schedule = True
+        args.enable_mixed_chunk = False
+        args.speculative_eagle_topk = 1
+        block = args.speculative_num_steps
+        if self.drafter_class.uses_target_hidden:
+            draft = self._draft(args)
+            args.speculative_draft_model_path = str(draft)
+            args.speculative_draft_model_revision = None
+            trained = read_draft_config(draft).block_size
+            block = min(block or trained, trained)
+            # The block pass needs a slot for every row it was trained with, however few are verified.
+            args.speculative_num_draft_tokens = trained + 1
+        else:
+            block = block or 5
+            args.speculative_num_draft_tokens = max(args.speculative_num_draft_tokens or 0, block + 1)
+        args.speculative_num_steps = block
+
+    def _draft(self, args: Any) -> Path:
+        """The draft checkpoint: the one named, or the one shipped or cached for this target."""
+        target = Path(args.model_path)
+        if not target.is_dir():
+            # A hub name: SGLang downloads it, and the draft has to be named.
+            if args.speculative_draft_model_path is None:
+                raise DraftError(f"{self.name} needs --speculative-draft-model-path for {args.model_path}")
+            return Path(args.speculative_draft_model_path)
+        path = args.speculative_draft_model_path or find_draft(target, self.name)
+        if path is None:
+            raise DraftError(
+                f"no draft for {self.name} is shipped or cached for {target}; name one with "
+                "--speculative-draft-model-path, or train one with recipes/train_dspark.py"
+            )
+        check_draft(Path(path), target)
+        return Path(path)

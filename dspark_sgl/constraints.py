@@ -1,0 +1,75 @@
+"""What a request demands of the target's logits before a token is chosen: penalties, grammar, logit bias.
+
+The order is SGLang's own. Each verify row gets what plain decoding would apply at that place of the text. Never samples.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from sglang.srt.sampling.penaltylib.repetition_penalty import apply_scaling_penalties
+from sglang.srt.speculative.spec_utils import GrammarTree, generate_token_bitmask
+from torch import Tensor
+
+from dspark_sgl.kernels.layout import ROOT, TreeLayout
+
+
+def has_moving_penalties(params: Any) -> bool:
+    """A penalty that depends on the tokens emitted so far. Inside a tree every branch would need its own count, so such
+    a request gets one row per round, where SGLang's count is exact."""
+    return bool(
+        params.frequency_penalty or params.presence_penalty or params.repetition_penalty != 1.0 or params.min_new_tokens
+    )
+
+
+def constrain(logits: Tensor, layout: TreeLayout, info: Any, grammar: GrammarRows | None) -> None:
+    """Apply in place to `logits` `[rows, V]`; `info` is SGLang's `SamplingBatchInfo` of the batch."""
+    owner = layout.owner
+    if info.acc_additive_penalties is not None:
+        logits.add_(info.acc_additive_penalties[owner])
+    if info.acc_scaling_penalties is not None:
+        apply_scaling_penalties(logits, info.acc_scaling_penalties[owner])
+    if grammar is not None:
+        grammar.apply(logits)
+    if info.logit_bias is not None:
+        logits.add_(info.logit_bias[owner])
+
+
+class GrammarRows:
+    """The tokens a grammar allows after every row of the tree."""
+
+    def __init__(self, bitmask: Tensor, grammar: Any) -> None:
+        self._bitmask = bitmask
+        self._grammar = grammar
+
+    @classmethod
+    def build(cls, layout: TreeLayout, batch: Any) -> GrammarRows | None:
+        """Walk each request's grammar down its tree on the host; None when no request has one."""
+        if not batch.has_grammar:
+            return None
+        child, sibling = tree_links(layout)
+        tree = GrammarTree.from_host(child, sibling, layout.tokens.cpu())
+        bitmask, grammar = generate_token_bitmask(batch.reqs, *tree.resolve(), batch.sampling_info.vocab_size)
+        if bitmask is None or grammar is None:
+            return None
+        rows = layout.pack(bitmask.view(layout.batch_size, layout.max_width, -1).to(layout.tokens.device))
+        return cls(rows.contiguous(), grammar)
+
+    def apply(self, logits: Tensor) -> None:
+        self._grammar.apply_vocab_mask(logits=logits, vocab_mask=self._bitmask)
+
+
+def tree_links(layout: TreeLayout) -> tuple[Tensor, Tensor]:
+    """int64 `[bs, W]` twice, on the host: first child and next sibling of every row, -1 for none."""
+    parents = layout.parents.cpu()
+    child = torch.full_like(parents, -1)
+    sibling = torch.full_like(parents, -1)
+    for request, row_parents in enumerate(parents.tolist()):
+        # From the last row up, so that a later sibling is known when an earlier one is linked.
+        for row in range(layout.widths[request] - 1, 0, -1):
+            parent = row_parents[row]
+            if parent != ROOT:
+                sibling[request, row] = child[request, parent]
+                child[request, parent] = row
+    return child, sibling

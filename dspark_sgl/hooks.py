@@ -1,0 +1,60 @@
+"""The four places where SGLang has no extension point and we wrap a function of its. Each is listed in `compat.py`.
+
+Every hook does nothing in a server whose algorithm is not ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+from sglang.srt.runtime_context import get_spec
+from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
+
+from dspark_sgl.policies.requests import parse_request_options
+
+from .algorithm import DrafterAlgorithm
+from .settings import add_cli_args
+
+ADD_CLI_ARGS = "sglang.srt.server_args.ServerArgs.add_cli_args"
+VALIDATE_REQUEST = "sglang.srt.managers.tokenizer_manager.TokenizerManager._validate_one_request"
+INTERNAL_STATE = (
+    "sglang.srt.managers.scheduler_components.internal_state.SchedulerInternalStateController._add_speculative"
+)
+
+
+def register() -> None:
+    """Hand the hooks to SGLang, which applies them once all plugins are loaded."""
+    HookRegistry.register(ADD_CLI_ARGS, _before_add_cli_args, HookType.BEFORE)
+    HookRegistry.register(VALIDATE_REQUEST, _before_validate_request, HookType.BEFORE)
+    HookRegistry.register(INTERNAL_STATE, _after_internal_state, HookType.AFTER)
+
+
+def _before_add_cli_args(parser: argparse.ArgumentParser) -> None:
+    add_cli_args(parser)
+
+
+def _before_validate_request(_manager: Any, request: Any, _input_ids: list[int]) -> None:
+    """Refuse with a 400 what cannot be served: SGLang answers a ValueError here with its text."""
+    if not _ours(get_spec().speculative_algorithm):
+        return
+    params = request.sampling_params
+    if isinstance(params, dict):
+        parse_request_options(params.get("custom_params"))
+    if getattr(request, "return_hidden_states", False):
+        raise ValueError(
+            "return_hidden_states is not available with this speculative algorithm, whose drafter reads them; "
+            "start the server without --speculative-algorithm"
+        )
+
+
+def _after_internal_state(_result: Any, controller: Any, state: dict[str, Any]) -> None:
+    """`/server_info` shows what speculation does: accepted length, its histogram, seconds per phase."""
+    scheduler = controller.scheduler
+    if isinstance(scheduler.spec_algorithm, DrafterAlgorithm) and scheduler.draft_worker is not None:
+        state["dspark"] = scheduler.draft_worker.report()
+
+
+def _ours(algorithm: str | None) -> bool:
+    return algorithm is not None and isinstance(SpeculativeAlgorithm.from_string(algorithm), DrafterAlgorithm)

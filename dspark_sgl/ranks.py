@@ -1,0 +1,15 @@
+"""Tensor-parallel agreement: rank 0 decides, the rest receive. Two ranks that disagree on a shape hang the server."""
+
+from __future__ import annotations
+
+from sglang.srt.runtime_context import get_parallel
+from torch import Tensor
+
+
+def agree(decision: Tensor) -> Tensor:
+    """Rank 0's value of `decision`, in place; free on one rank."""
+    parallel = get_parallel()
+    if parallel.tp_size > 1:
+        decision = decision.contiguous()
+        parallel.tp_group.broadcast(decision, src=0)
+    return decision

@@ -1,0 +1,66 @@
+"""How a batch samples, and which acceptance is exact for it. Never touches KV or the scheduler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dspark_sgl.kernels.filters import Filters, filtered_probs
+from dspark_sgl.kernels.layout import TreeLayout
+from dspark_sgl.kernels.rejection import draw, reject_chain
+from dspark_sgl.kernels.walk import Acceptance, walk
+from dspark_sgl.spec_algos.protocol import Proposal
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """SGLang's sampling parameters of a batch, as the kernels take them.
+
+    greedy: bool `[bs]`, temperature 0; all_greedy: every request is
+    """
+
+    filters: Filters
+    greedy: Tensor
+    all_greedy: bool
+
+    @classmethod
+    def of(cls, info: Any) -> Sampling:
+        """From a `SamplingBatchInfo`. SGLang spells temperature 0 as top_k = 1."""
+        filters = Filters(
+            temperature=info.temperatures.view(-1).float(),
+            top_k=info.top_ks.view(-1).long(),
+            top_p=info.top_ps.view(-1).float(),
+            min_p=info.min_ps.view(-1).float(),
+            active=info.need_top_p_sampling or info.need_top_k_sampling or info.need_min_p_sampling,
+        )
+        return cls(filters, filters.top_k <= 1, info.is_all_greedy)
+
+    @property
+    def draft_temperature(self) -> Tensor | None:
+        """What a drafter samples at; None when nobody samples."""
+        return None if self.all_greedy else self.filters.temperature
+
+
+def accept(
+    layout: TreeLayout, logits: Tensor, proposal: Proposal, sampling: Sampling, method: str, generator: torch.Generator
+) -> Acceptance:
+    """Decide what one round emits; exact for every method.
+
+    logits: `[rows, V]`, constrained; method: `match`, `rejection`, or `auto` = rejection where the drafts were drawn at
+    random along chains, match elsewhere (nothing was drawn from a known q there)
+    """
+    if sampling.all_greedy:
+        return walk(layout, layout.pad(logits.argmax(-1)))
+    owner = layout.owner
+    probs = filtered_probs(logits, sampling.filters.rows(owner))
+    if bool(sampling.greedy.any()):
+        certain = torch.zeros_like(probs).scatter_(1, logits.argmax(-1, keepdim=True), 1.0)
+        probs = torch.where(sampling.greedy[owner][:, None], certain, probs)
+    drawn = proposal.distribution is not None and proposal.token_probs is not None and layout.is_chain
+    if method == "match" or not drawn:
+        return walk(layout, layout.pad(draw(probs, generator)))
+    assert proposal.distribution is not None and proposal.token_probs is not None
+    return reject_chain(layout, probs, proposal.distribution, proposal.token_probs, generator)

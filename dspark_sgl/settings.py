@@ -1,0 +1,36 @@
+"""The settings SGLang has no field for, carried to every process of the server by the environment.
+
+Never reads a policy file; it only says which one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+POLICY_VARIABLE = "DSPARK_POLICY"
+DEFAULT_POLICY = "fixed-5"
+
+
+def policy_name() -> str:
+    """The policy in force: a shipped name or a path."""
+    return os.environ.get(POLICY_VARIABLE, DEFAULT_POLICY)
+
+
+class _StoreInEnvironment(argparse.Action):
+    """SGLang builds its record from known fields only, so the value goes where its child processes find it."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:  # type: ignore[no-untyped-def]
+        os.environ[POLICY_VARIABLE] = str(values)
+
+
+def add_cli_args(parser: argparse.ArgumentParser) -> None:
+    """Add `--dspark-policy` to SGLang's server arguments."""
+    parser.add_argument(
+        "--dspark-policy",
+        action=_StoreInEnvironment,
+        dest="dspark_policy",
+        metavar="NAME|FILE",
+        help=f"How load maps to verification depth: a shipped policy or a YAML file (default: {DEFAULT_POLICY}; "
+        f"also ${POLICY_VARIABLE}).",
+    )

@@ -1,0 +1,75 @@
+"""Tells an attention backend what a verify forward looks like: ragged rows, one tree per request. Never decides either."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from sglang.srt.mem_cache.kv_loc_plan import IdSpaceKind
+from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode
+from sglang.srt.speculative.spec_info import SpecInput, SpecInputType
+from torch import Tensor
+
+from dspark_sgl.kernels.layout import TreeLayout
+
+
+class VerifyInput(SpecInput):
+    """SGLang's `batch.spec_info` during the target's verify forward.
+
+    positions: int64 `[rows]`, `lens[request] + depth`
+    qo_lens: rows of each request, for backends that plan on the host
+    tree_mask: bool `[rows, W]`, None for chains (which are causal)
+    """
+
+    def __init__(self, layout: TreeLayout, lens: Tensor, capture: CaptureHiddenMode) -> None:
+        super().__init__(SpecInputType.DFLASH_VERIFY)
+        self.layout = layout
+        self.draft_token_num = layout.max_width
+        self.num_tokens_per_req = layout.max_width
+        self.num_tokens_for_logprob_per_req = layout.max_width
+        self.capture_hidden_mode = capture
+        self.positions = layout.pack(lens[:, None] + layout.depths)
+        self.qo_lens = list(layout.widths)
+        self.tree_mask = None if layout.is_chain else layout.ancestor_mask()
+
+    def generate_attn_arg_prefill(
+        self,
+        *,
+        req_pool_indices: Tensor,
+        paged_kernel_lens: Tensor,
+        paged_kernel_lens_sum: int,
+        translator: Any,
+        plan: Any,
+        kind: IdSpaceKind = IdSpaceKind.FULL,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """FlashInfer's ragged prefill arguments: kv_indices, kv_indptr, qo_indptr, and a bool mask.
+
+        paged_kernel_lens: `[bs]`, the prefix of each request, without the verify rows
+        The mask is flat: for every row, its whole prefix, then its ancestors among the request's rows.
+        """
+        device = paged_kernel_lens.device
+        widths = torch.tensor(self.layout.widths, dtype=torch.int64, device=device)
+        kv_lens = paged_kernel_lens + widths
+        kv_indptr = torch.zeros(widths.shape[0] + 1, dtype=torch.int32, device=device)
+        kv_indptr[1:] = kv_lens.cumsum(0)
+        total = paged_kernel_lens_sum + sum(self.layout.widths)
+        kv_indices = torch.empty(total, dtype=torch.int32, device=device)
+        translator.pack_read_stream(
+            plan, req_pool_indices=req_pool_indices, seq_lens=kv_lens, indptr=kv_indptr, out=kv_indices, kind=kind
+        )
+        return kv_indices, kv_indptr, self.layout.qo_indptr, flat_mask(self.layout, paged_kernel_lens)
+
+
+def flat_mask(layout: TreeLayout, prefix_lens: Tensor) -> Tensor:
+    """bool `[sum_i n_i (prefix_i + n_i)]`: FlashInfer's custom mask, row after row.
+
+    prefix_lens: int64 `[bs]`
+    """
+    owner = layout.owner
+    row_widths = (prefix_lens + torch.tensor(layout.widths, device=prefix_lens.device))[owner]
+    starts = row_widths.cumsum(0) - row_widths + prefix_lens[owner]
+    mask = torch.ones(int(row_widths.sum()), dtype=torch.bool, device=prefix_lens.device)
+    exists = layout.valid[owner]
+    places = starts[:, None] + torch.arange(layout.max_width, device=prefix_lens.device)
+    mask[places[exists]] = layout.ancestor_mask()[exists]
+    return mask

@@ -1,0 +1,318 @@
+"""The worker: one decode round from plan to commit, for any drafter and any policy.
+
+    plan -> propose -> select -> verify -> accept -> commit
+
+SGLang's scheduler calls `forward_batch_generation` for every batch: a prefill chunk, or a decode round. A round in which
+nobody speculates is a plain decode step of SGLang itself. The worker never knows which drafter it drives and never reads a
+policy file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from sglang.srt.layers.logprob_processor import compute_spec_logprobs
+from sglang.srt.managers.scheduler import GenerationBatchResult
+from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardMode
+from sglang.srt.runtime_context import get_spec
+from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
+from torch import Tensor
+
+from dspark_sgl.kernels.layout import TreeLayout, chain_layout, tree_layout
+from dspark_sgl.kernels.walk import NO_ROW, Acceptance
+from dspark_sgl.policies.requests import parse_request_options
+from dspark_sgl.policies.scheduler import make_scheduler
+from dspark_sgl.policies.shipped import find_policy
+from dspark_sgl.spec_algos.protocol import Commit, Drafter, DrafterContext, History, Proposal, Round
+
+from .clock import RoundClock
+from .constraints import GrammarRows, constrain, has_moving_penalties
+from .decode_state import DecodeState
+from .ranks import agree
+from .sampling import Sampling, accept
+from .settings import policy_name
+from .verify_input import VerifyInput
+
+Publish = Callable[[Tensor], None] | None
+
+
+class RequestHistory(History):
+    """The tokens of one SGLang request; the scheduler has appended the anchor by the time a round starts."""
+
+    def __init__(self, request: Any) -> None:
+        self._request = request
+
+    def tail(self, count: int) -> list[int]:
+        output = self._request.output_ids[-count:]
+        missing = count - len(output)
+        prompt = self._request.origin_input_ids[-missing:] if missing > 0 else []
+        return [*prompt, *output]
+
+
+class SpecWorker(BaseSpecWorker):
+    """Drives one drafter against the target model. Subclasses name the drafter class."""
+
+    drafter_class: type[Drafter]
+
+    def __init__(self, server_args: Any, gpu_id: int, nccl_port: int, target_worker: Any) -> None:
+        super().__init__()
+        self._target_worker = target_worker
+        self._target = target_worker.model_runner
+        self.device = self._target.device
+        self._drafter = self.drafter_class(
+            DrafterContext(server_args, target_worker, gpu_id, nccl_port, block=get_spec().speculative_num_steps)
+        )
+        self._width = int(get_spec().speculative_num_draft_tokens)
+        self._generator = torch.Generator(device=self.device).manual_seed(int(target_worker.random_seed))
+        self._policy = find_policy(policy_name())
+        self._scheduler = make_scheduler(self._policy)
+        self._capture = CaptureHiddenMode.FULL if self._drafter.uses_target_hidden else CaptureHiddenMode.NULL
+        self.clock = RoundClock()
+
+    # -- What SGLang asks of any speculative worker ------------------------------------------------------------------
+
+    @property
+    def draft_worker(self) -> Any | None:
+        return self._drafter.draft_worker
+
+    def alloc_memory_pool(
+        self,
+        memory_pool_config: Any = None,
+        req_to_token_pool: Any = None,
+        token_to_kv_pool_allocator: Any = None,
+    ) -> None:
+        super().alloc_memory_pool(memory_pool_config, req_to_token_pool, token_to_kv_pool_allocator)
+        self._req_to_token: Tensor = self._target.req_to_token_pool.req_to_token
+        self._drafter.ready()
+
+    def init_cuda_graphs(self) -> None:
+        """Graphs of ragged verify are not captured yet: every round runs eagerly."""
+
+    def __getattr__(self, name: str) -> Any:
+        # SGLang asks its model worker for many things that only the target knows.
+        if name.startswith("_target"):
+            raise AttributeError(name)
+        return getattr(self._target_worker, name)
+
+    def report(self) -> dict[str, object]:
+        """What `/server_info` shows of us."""
+        return {"policy": self._policy.name, **self.clock.report()}
+
+    def forward_batch_generation(
+        self, batch: Any, on_publish: Publish = None, grammar_barrier: Any = None, *, pp_proxy_tensors: Any = None
+    ) -> GenerationBatchResult:
+        """Run one batch of SGLang's scheduler and return what it commits."""
+        if batch.forward_mode.is_idle():
+            result = self._idle()
+        elif batch.forward_mode.is_extend() or batch.is_extend_in_batch:
+            with self.clock.step("prefill"):
+                result = self._prefill(batch)
+        else:
+            result = self._round(batch)
+        if on_publish is not None:
+            on_publish(result.new_seq_lens)
+        return result
+
+    # -- One batch ---------------------------------------------------------------------------------------------------
+
+    def _idle(self) -> GenerationBatchResult:
+        nothing = torch.empty(0, dtype=torch.int64, device=self.device)
+        return self._result(None, nothing, nothing, DecodeState(nothing, nothing), stride=1)
+
+    def _prefill(self, batch: Any) -> GenerationBatchResult:
+        """A prefill chunk: the target's own step, then the drafter learns the tokens."""
+        lens = batch.seq_lens
+        result = self._target_worker.forward_batch_generation(batch, capture_hidden_mode=self._capture)
+        positions = [
+            torch.arange(start, start + count)
+            for start, count in zip(batch.prefix_lens, batch.extend_lens, strict=True)
+        ]
+        self._observe(result.logits_output, torch.cat(positions).to(self.device), batch.out_cache_loc)
+        result.new_seq_lens = lens
+        result.next_draft_input = DecodeState(agree(result.next_token_ids.to(torch.int64)), lens)
+        return result
+
+    def _round(self, batch: Any) -> GenerationBatchResult:
+        depths = self._plan(batch)
+        if max(depths) == 0:
+            with self.clock.step("plain"):
+                return self._plain_step(batch, batch.spec_info)
+        with self.clock.step("round"):
+            return self._speculate(batch, batch.spec_info, depths)
+
+    def _plan(self, batch: Any) -> list[int]:
+        """How deep each request is verified; the same on every rank."""
+        info = batch.sampling_info
+        if info.has_custom_logit_processor or info.sampling_seed is not None:
+            # A processor sees one row per request, and a seed promises the tokens of plain decoding.
+            return [0] * len(batch.reqs)
+        depths = self._scheduler.depths([self._limits(request) for request in batch.reqs])
+        return agree(torch.tensor(depths, device=self.device)).tolist()
+
+    def _limits(self, request: Any) -> Any:
+        params = request.sampling_params
+        if has_moving_penalties(params):
+            return parse_request_options({"dspark": {"max_depth": 0}}).limits(self._drafter.block)
+        return parse_request_options(params.custom_params).limits(self._drafter.block)
+
+    def _plain_step(self, batch: Any, state: DecodeState) -> GenerationBatchResult:
+        """Nobody speculates: SGLang's own decode step, sampler included; the drafter's context is kept in step."""
+        slots = self._slots(batch, state.lens, 1).squeeze(1)
+        batch.forward_mode = ForwardMode.DECODE
+        batch.input_ids = state.anchors
+        batch.out_cache_loc = slots
+        batch.seq_lens = state.lens + 1
+        batch.seq_lens_cpu = batch.seq_lens_cpu + 1
+        batch.seq_lens_sum = None
+        batch.spec_info = None
+        result = self._target_worker.forward_batch_generation(batch, capture_hidden_mode=self._capture)
+        self._observe(result.logits_output, state.lens, slots)
+        output = result.logits_output
+        if batch.return_logprob and output.next_token_logprobs is not None:
+            # Speculative results carry a row of tokens per request; here it is one token long.
+            output.next_token_logprobs = output.next_token_logprobs.view(-1, 1)
+        anchors = agree(result.next_token_ids.to(torch.int64))
+        return self._result(
+            output,
+            anchors,
+            torch.ones_like(anchors),
+            DecodeState(anchors, state.lens + 1),
+            stride=1,
+            can_run_cuda_graph=result.can_run_cuda_graph,
+        )
+
+    def _speculate(self, batch: Any, state: DecodeState, depths: list[int]) -> GenerationBatchResult:
+        """Draft, verify, accept, commit."""
+        clock, sampling = self.clock, Sampling.of(batch.sampling_info)
+        slots = self._slots(batch, state.lens, self._width)
+        with clock.phase("draft"):
+            proposal = self._propose(batch, state, depths, sampling, slots)
+        with clock.phase("select"):
+            layout = _select(state.anchors, proposal, depths)
+            rows = layout.pack(slots[:, : layout.max_width])
+        with clock.phase("verify"):
+            output = self._verify(batch, state, layout, rows)
+        with clock.phase("accept"):
+            constrain(output.next_token_logits, layout, batch.sampling_info, GrammarRows.build(layout, batch))
+            accepted = _agreed(
+                accept(
+                    layout, output.next_token_logits, proposal, sampling, self._policy.accept.method, self._generator
+                )
+            )
+        with clock.phase("commit"):
+            self._commit(output, layout, accepted, state, slots, rows)
+            emitted = accepted.emitted(layout)
+            if batch.return_logprob:
+                _logprobs(batch, output, layout, accepted, emitted)
+        clock.count(sum(layout.widths) - layout.batch_size, accepted.lengths.tolist())
+        return self._result(
+            output,
+            emitted.flatten(),
+            accepted.lengths,
+            DecodeState(accepted.bonus, state.lens + accepted.lengths),
+            stride=emitted.shape[1],
+        )
+
+    # -- The steps of a round ----------------------------------------------------------------------------------------
+
+    def _slots(self, batch: Any, lens: Tensor, width: int) -> Tensor:
+        """int64 `[bs, width]`: the KV slots of positions `lens ..`, which the scheduler has reserved."""
+        columns = lens[:, None] + torch.arange(width, device=lens.device)
+        return self._req_to_token[batch.req_pool_indices[:, None], columns].to(torch.int64)
+
+    def _propose(
+        self, batch: Any, state: DecodeState, depths: Sequence[int], sampling: Sampling, slots: Tensor
+    ) -> Proposal:
+        proposal = self._drafter.propose(
+            Round(
+                anchors=state.anchors,
+                lens=state.lens,
+                lens_cpu=batch.seq_lens_cpu,
+                req_slots=batch.req_pool_indices,
+                cache_locs=slots,
+                histories=[RequestHistory(request) for request in batch.reqs],
+                depths=depths,
+                temperature=sampling.draft_temperature,
+                greedy=sampling.greedy,
+                generator=self._generator,
+            )
+        )
+        agree(proposal.tokens)
+        return proposal
+
+    def _verify(self, batch: Any, state: DecodeState, layout: TreeLayout, rows: Tensor) -> Any:
+        """One target forward over every row of every tree; logits `[rows, V]` and hidden states `[rows, K H]`."""
+        batch.forward_mode = ForwardMode.TARGET_VERIFY
+        batch.input_ids = layout.pack(layout.tokens)
+        batch.out_cache_loc = rows
+        batch.spec_info = VerifyInput(layout, state.lens, self._capture)
+        result = self._target_worker.forward_batch_generation(
+            batch, is_verify=True, capture_hidden_mode=self._capture
+        )
+        return result.logits_output
+
+    def _commit(
+        self, output: Any, layout: TreeLayout, accepted: Acceptance, state: DecodeState, slots: Tensor, rows: Tensor
+    ) -> None:
+        """Keep the accepted path: its KV moves to the front, and the drafter learns its hidden states."""
+        on_path = accepted.path != NO_ROW
+        row = (layout.qo_indptr[:-1, None] + accepted.path)[on_path]
+        depth = torch.arange(accepted.path.shape[1], device=row.device).expand_as(accepted.path)[on_path]
+        front = slots[:, : accepted.path.shape[1]][on_path]
+        if not layout.is_chain:
+            self._target.token_to_kv_pool.move_kv_cache(front, rows[row])
+        positions = state.lens.repeat_interleave(accepted.lengths) + depth
+        self._observe(output, positions, front, row)
+
+    def _observe(self, output: Any, positions: Tensor, slots: Tensor, row: Tensor | None = None) -> None:
+        hidden = output.hidden_states if self._drafter.uses_target_hidden else None
+        indices = getattr(output, "hidden_states_token_indices", None)
+        if indices is not None:
+            positions, slots = positions[indices], slots[indices]
+            output.hidden_states_token_indices = None
+        if hidden is not None and row is not None:
+            hidden = hidden[row]
+        self._drafter.observe(Commit(positions, slots, hidden))
+        output.hidden_states = None
+
+    def _result(
+        self,
+        output: Any,
+        tokens: Tensor,
+        lengths: Tensor,
+        state: DecodeState,
+        *,
+        stride: int,
+        can_run_cuda_graph: bool = False,
+    ) -> GenerationBatchResult:
+        return GenerationBatchResult(
+            logits_output=output,
+            next_token_ids=tokens,
+            accept_lens=lengths.to(torch.int32),
+            can_run_cuda_graph=can_run_cuda_graph,
+            next_draft_input=state,
+            speculative_num_draft_tokens=stride,
+            new_seq_lens=state.lens,
+        )
+
+
+def _select(anchors: Tensor, proposal: Proposal, depths: Sequence[int]) -> TreeLayout:
+    """The part of the proposal that is worth the target's time."""
+    if proposal.parents is None:
+        return chain_layout(anchors, proposal.tokens, depths)
+    return tree_layout(anchors, proposal.tokens, proposal.parents, depths)
+
+
+def _agreed(accepted: Acceptance) -> Acceptance:
+    return Acceptance(agree(accepted.path), agree(accepted.lengths), agree(accepted.bonus))
+
+
+def _logprobs(batch: Any, output: Any, layout: TreeLayout, accepted: Acceptance, emitted: Tensor) -> None:
+    """Log-probabilities of the emitted tokens, each from the row it was emitted after."""
+    row = layout.qo_indptr[:-1, None] + accepted.path.clamp(min=0)
+    after = torch.zeros(sum(layout.widths), dtype=torch.int64, device=row.device)
+    on_path = accepted.path != NO_ROW
+    after[row[on_path]] = emitted[on_path]
+    compute_spec_logprobs(batch, output, after, accept_index=row)

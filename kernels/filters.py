@@ -1,0 +1,68 @@
+"""The distribution a request samples from: temperature, then top-k, top-p and min-p, as SGLang's sampler defines them.
+
+Rejection sampling is exact with respect to this filtered distribution. Never draws a token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+HEAD = 1024
+"""Columns sorted first. Top-p and top-k nearly always end inside; where they do not, the whole row is sorted."""
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Sampling parameters, one entry per row of the logits.
+
+    temperature: float32 `[n]`, > 0; top_k: int64 `[n]`; top_p, min_p: float32 `[n]`
+    active: False when no row filters anything, which skips the sort
+    """
+
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    min_p: Tensor
+    active: bool
+
+    def rows(self, owner: Tensor) -> Filters:
+        """The same parameters per packed row; `owner` int64 `[rows]` is each row's request."""
+        return Filters(
+            self.temperature[owner], self.top_k[owner], self.top_p[owner], self.min_p[owner], self.active
+        )
+
+
+def filtered_probs(logits: Tensor, filters: Filters) -> Tensor:
+    """float32 `[n, V]`: softmax(logits / T) restricted to what the filters keep, normalised.
+
+    With the probabilities in descending order `p_1 >= p_2 >= ...`, position i is kept when
+    `i <= top_k`, `p_1 + ... + p_{i-1} <= top_p`, and `p_i >= min_p * p_1`.
+    """
+    probs = torch.softmax(logits.float() / filters.temperature[:, None], dim=-1)
+    if not filters.active:
+        return probs
+    head = min(HEAD, probs.shape[1])
+    values, columns = probs.topk(head, dim=-1)
+    if head < probs.shape[1] and not bool(_ends_inside(values, filters).all()):
+        values, columns = probs.sort(dim=-1, descending=True)
+    rank = torch.arange(values.shape[1], device=values.device)
+    before = values.cumsum(-1) - values
+    keep = (
+        (rank < filters.top_k[:, None])
+        & (before <= filters.top_p[:, None])
+        & (values >= filters.min_p[:, None] * values[:, :1])
+    )
+    kept = values.where(keep, 0)
+    return torch.zeros_like(probs).scatter_(1, columns, kept / kept.sum(-1, keepdim=True))
+
+
+def _ends_inside(values: Tensor, filters: Filters) -> Tensor:
+    """bool `[n]`: everything beyond these leading columns is filtered away."""
+    return (
+        (filters.top_k <= values.shape[1])
+        | (values.sum(-1) > filters.top_p)
+        | (values[:, -1] < filters.min_p * values[:, 0])
+    )

@@ -1,0 +1,152 @@
+"""The shape of one verify batch: a ragged forest of draft tokens, one tree per request.
+
+A chain is a tree of width 1, so everything after the drafter speaks of trees only. This module lays rows out and never
+decides which draft tokens are worth a row (policies do) nor whether one is accepted (`walk`, `rejection`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+ROOT = -1
+"""Parent of the anchor row."""
+
+
+@dataclass(frozen=True)
+class TreeLayout:
+    """The rows the target verifies, padded to `[bs, W]`, `W = max(widths)`.
+
+    Row 0 of a request is its anchor: the last token the target produced, whose KV is not written yet. Rows `1..n-1` are
+    draft tokens; a parent always precedes its children.
+
+    widths: rows of each request, anchor included (host); a request that does not speculate has width 1
+    tokens: int64 `[bs, W]`, 0 in padding
+    parents: int64 `[bs, W]`, row index in the same request, `ROOT` at the anchor and in padding
+    depths: int64 `[bs, W]`, 0 at the anchor
+    is_chain: every row's parent is the row before it, so the accepted path is a prefix and no KV has to move
+    """
+
+    widths: tuple[int, ...]
+    tokens: Tensor
+    parents: Tensor
+    depths: Tensor
+    is_chain: bool
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.widths)
+
+    @property
+    def max_width(self) -> int:
+        return self.tokens.shape[1]
+
+    @cached_property
+    def is_uniform(self) -> bool:
+        return min(self.widths) == max(self.widths)
+
+    @cached_property
+    def valid(self) -> Tensor:
+        """bool `[bs, W]`: rows that exist."""
+        widths = torch.tensor(self.widths, device=self.tokens.device)
+        return torch.arange(self.max_width, device=self.tokens.device) < widths[:, None]
+
+    @cached_property
+    def owner(self) -> Tensor:
+        """int64 `[rows]`: the request of each packed row."""
+        widths = torch.tensor(self.widths, device=self.tokens.device)
+        requests = torch.arange(self.batch_size, device=self.tokens.device)
+        return requests.repeat_interleave(widths, output_size=sum(self.widths))
+
+    @cached_property
+    def qo_indptr(self) -> Tensor:
+        """int32 `[bs + 1]`: where each request's packed rows begin."""
+        starts = torch.tensor((0, *self.widths), dtype=torch.int32, device=self.tokens.device)
+        return starts.cumsum(0, dtype=torch.int32)
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """`[bs, W, ...]` -> `[rows, ...]`, requests one after the other."""
+        if self.is_uniform:
+            return padded.flatten(0, 1)
+        return padded[self.valid]
+
+    def pad(self, packed: Tensor, fill: float = 0) -> Tensor:
+        """`[rows, ...]` -> `[bs, W, ...]`; the inverse of `pack`."""
+        shape = (self.batch_size, self.max_width, *packed.shape[1:])
+        if self.is_uniform:
+            return packed.view(shape)
+        padded = packed.new_full(shape, fill)
+        padded[self.valid] = packed
+        return padded
+
+    def ancestor_mask(self) -> Tensor:
+        """bool `[rows, W]`: entry (i, j) says that row j of the same request is row i itself or one of its ancestors."""
+        bs, width, device = self.batch_size, self.max_width, self.tokens.device
+        if self.is_chain:
+            closed = torch.ones(width, width, dtype=torch.bool, device=device).tril().expand(bs, width, width)
+            return self.pack(closed.contiguous())
+        closed = torch.eye(width, dtype=torch.bool, device=device).repeat(bs, 1, 1)
+        parents = self.parents.clamp(min=0)[:, :, None].expand(bs, width, width)
+        has_parent = (self.parents != ROOT)[:, :, None]
+        for _ in range(int(self.depths.max())):
+            # A row sees what its parent sees; after `depth` rounds the closure is complete.
+            closed |= closed.gather(1, parents) & has_parent
+        return self.pack(closed)
+
+
+def chain_layout(anchors: Tensor, drafts: Tensor, depths: Sequence[int]) -> TreeLayout:
+    """A chain per request: the anchor, then its first `depths[i]` draft tokens.
+
+    anchors: int64 `[bs]`; drafts: int64 `[bs, D]`, `D >= max(depths)`
+    """
+    bs, width, device = anchors.shape[0], max(depths) + 1, anchors.device
+    row = torch.arange(width, device=device).expand(bs, width)
+    exists = row <= torch.tensor(depths, device=device)[:, None]
+    tokens = torch.cat([anchors[:, None], drafts[:, : width - 1]], dim=1)
+    return TreeLayout(
+        widths=tuple(depth + 1 for depth in depths),
+        tokens=tokens.where(exists, 0),
+        parents=(row - 1).where(exists, ROOT),
+        depths=row.where(exists, 0),
+        is_chain=True,
+    )
+
+
+def tree_layout(anchors: Tensor, drafts: Tensor, parents: Tensor, depths: Sequence[int]) -> TreeLayout:
+    """A tree per request: the anchor, then the proposed nodes no deeper than `depths[i]`, in their order.
+
+    anchors: int64 `[bs]`
+    drafts, parents: int64 `[bs, N]`; `parents[i, n]` is the parent's row (0 = the anchor, `m + 1` = node `m < n`),
+        or `ROOT` where there is no node
+    Raises ValueError where a parent does not precede its child.
+    """
+    bs, nodes = drafts.shape
+    order = torch.arange(1, nodes + 1, device=drafts.device)
+    if bool((parents >= order).any()):
+        raise ValueError("a draft tree's parents must precede their children")
+    depth = torch.zeros(bs, nodes + 1, dtype=torch.int64, device=drafts.device)
+    for node in range(nodes):
+        depth[:, node + 1] = depth.gather(1, parents[:, node : node + 1].clamp(min=0)).squeeze(1) + 1
+    limit = torch.tensor(depths, device=drafts.device)[:, None]
+    keep = torch.cat([torch.ones_like(limit, dtype=torch.bool), (parents != ROOT) & (depth[:, 1:] <= limit)], dim=1)
+    # Dropped nodes leave gaps; a stable sort closes them and the parents are renumbered. A kept node's parent is kept,
+    # because it is shallower.
+    order = torch.sort(~keep, dim=1, stable=True).indices
+    new_row = torch.empty_like(order).scatter_(1, order, torch.arange(nodes + 1, device=order.device).expand_as(order))
+    widths = keep.sum(1).tolist()
+    width = max(widths)
+    order, kept = order[:, :width], keep.gather(1, order)[:, :width]
+    all_tokens = torch.cat([anchors[:, None], drafts], dim=1)
+    all_parents = torch.cat([torch.full_like(anchors, ROOT)[:, None], parents], dim=1)
+    moved = new_row.gather(1, all_parents.clamp(min=0)).where(all_parents != ROOT, ROOT)
+    return TreeLayout(
+        widths=tuple(widths),
+        tokens=all_tokens.gather(1, order).where(kept, 0),
+        parents=moved.gather(1, order).where(kept, ROOT),
+        depths=depth.gather(1, order).where(kept, 0),
+        is_chain=False,
+    )

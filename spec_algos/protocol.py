@@ -1,0 +1,131 @@
+"""What a drafter is: one class that watches what the target commits and proposes what may come next.
+
+A drafter never verifies, never accepts and never touches the target's KV. Registering it (`registry`) makes it an SGLang
+speculative algorithm; the worker, the policy and the exactness come with it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Generator, Tensor
+
+if TYPE_CHECKING:
+    from dspark_sgl.kernels.rejection import DraftDistribution
+
+
+class History(ABC):
+    """The tokens of one request, read only when a drafter asks."""
+
+    @abstractmethod
+    def tail(self, count: int) -> list[int]:
+        """The last `count` tokens of prompt and output, the anchor last."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """The batch as a drafter sees it at the start of a decode round.
+
+    anchors: int64 `[bs]`, the last token of each request, not yet in the target's KV
+    lens: int64 `[bs]`, tokens in the target's KV = the anchor's position; lens_cpu: the same on the host
+    req_slots: int64 `[bs]`, rows of SGLang's request-to-token table
+    cache_locs: int64 `[bs, block]`, KV slots of positions `lens .. lens + block - 1`
+    depths: how deep each request may be drafted (host); 0 = not at all
+    temperature: float32 `[bs]`, or None when every request is greedy; greedy: bool `[bs]`
+    generator: the round's only source of randomness, the same on every tensor-parallel rank
+    """
+
+    anchors: Tensor
+    lens: Tensor
+    lens_cpu: Tensor
+    req_slots: Tensor
+    cache_locs: Tensor
+    histories: Sequence[History]
+    depths: Sequence[int]
+    temperature: Tensor | None
+    greedy: Tensor
+    generator: Generator
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Draft tokens, a tree per request.
+
+    tokens: int64 `[bs, N]`, a parent before its children
+    parents: int64 `[bs, N]`: 0 = the anchor, `m + 1` = node `m`, -1 = no node; None = chains
+    distribution, token_probs: what the tokens of a chain were drawn from and its value at each; None when they were
+        chosen deterministically. Then acceptance is by match, which is exact for any choice
+    confidence: float32 `[bs, N]`, chance that a node survives given that its parent did, or None
+    """
+
+    tokens: Tensor
+    parents: Tensor | None = None
+    distribution: DraftDistribution | None = None
+    token_probs: Tensor | None = None
+    confidence: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Commit:
+    """Tokens that entered the target's KV, by prefill or by acceptance, packed over the batch.
+
+    positions, cache_locs: int64 `[n]`
+    hidden: `[n, K * H]`, outputs of the target layers the drafter asked for, or None
+    """
+
+    positions: Tensor
+    cache_locs: Tensor
+    hidden: Tensor | None
+
+
+class Drafter(ABC):
+    """One drafting algorithm. A subclass is registered under `algorithm`, the name given to SGLang."""
+
+    algorithm: ClassVar[str]
+    uses_target_hidden: ClassVar[bool] = False
+    """SGLang captures the target layers that the draft checkpoint names, and `Commit.hidden` carries them."""
+
+    def __init__(self, context: DrafterContext) -> None:
+        self.context = context
+
+    @property
+    @abstractmethod
+    def block(self) -> int:
+        """The deepest path this drafter proposes, in tokens."""
+
+    @property
+    def max_nodes(self) -> int:
+        """The most nodes it proposes for one request; `block` for a chain."""
+        return self.block
+
+    @property
+    def draft_worker(self) -> Any | None:
+        """The SGLang `TpModelWorker` of the draft model, for a drafter that has one."""
+        return None
+
+    def ready(self) -> None:
+        """Called once, when the KV pools and attention backends exist."""
+
+    @abstractmethod
+    def propose(self, round: Round) -> Proposal:
+        """Draft for every request. Requests of depth 0 may be given anything: they are not looked at."""
+
+    def observe(self, commit: Commit) -> None:
+        """Learn what was committed. Called after every prefill chunk, plain step and verify round, in order."""
+
+
+@dataclass(frozen=True)
+class DrafterContext:
+    """What a drafter is built from: SGLang's own objects, named once.
+
+    block: the deepest path allowed by the server's settings, or None for the drafter's own
+    """
+
+    server_args: Any
+    target_worker: Any
+    gpu_id: int
+    nccl_port: int
+    block: int | None
