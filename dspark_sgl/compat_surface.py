@@ -1,0 +1,128 @@
+"""The list itself: every name of SGLang that our code uses, with the parameters we pass by name.
+
+Add a line when you import something new (a test compares the list with the imports), and name what would break.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class HostName:
+    """One name of SGLang's: where it is, which parameters we pass to it, and what we need it for."""
+
+    path: str
+    parameters: tuple[str, ...] = ()
+    why: str = ""
+
+
+def _srt(path: str, parameters: str, why: str) -> HostName:
+    return HostName(f"sglang.srt.{path}", tuple(parameters.split()), why)
+
+
+_PLUGIN = (
+    _srt("plugins.hook_registry.HookRegistry.register", "target hook hook_type", "hooking where no extension point is"),
+    _srt("plugins.hook_registry.HookType.BEFORE", "", "hooking where no extension point is"),
+    _srt("plugins.hook_registry.HookType.AFTER", "", "hooking where no extension point is"),
+    _srt("server_args.ServerArgs.add_cli_args", "parser", "adding --dspark-policy"),
+    _srt("managers.tokenizer_manager.TokenizerManager._validate_one_request", "", "refusing bad custom_params"),
+    _srt(
+        "managers.scheduler_components.internal_state.SchedulerInternalStateController._add_speculative",
+        "",
+        "showing what speculation does in /server_info",
+    ),
+)
+
+_ALGORITHM = (
+    _srt("speculative.spec_info.SpeculativeAlgorithm.register", "name supports_overlap spec_class", "our algorithms"),
+    _srt("speculative.spec_info.SpeculativeAlgorithm.from_string", "name", "recognising our algorithms"),
+    _srt("speculative.spec_registry.CustomSpecAlgo.is_dflash_family", "", "capturing the target's hidden states"),
+    _srt("speculative.spec_registry.CustomSpecAlgo.has_draft_kv", "", "sizing the draft's KV"),
+    _srt("speculative.spec_registry.CustomSpecAlgo.handle_server_args", "server_args", "settings of a speculative run"),
+    _srt("speculative.spec_registry.CustomSpecAlgo.supports_target_verify_for_draft", "", "the draft's block pass"),
+    _srt(
+        "managers.overlap_utils.FutureMap",
+        "device spec_algo req_to_token_pool needs_cpu_seq_lens needs_confidence_relay",
+        "the scheduler asks every algorithm for one",
+    ),
+)
+
+_WORKER = (
+    _srt("speculative.base_spec_worker.BaseSpecWorker.alloc_memory_pool", "", "the worker's life cycle"),
+    _srt("speculative.base_spec_worker.BaseSpecWorker.init_cuda_graphs", "", "the worker's life cycle"),
+    _srt(
+        "managers.tp_worker.TpModelWorker.forward_batch_generation",
+        "batch is_verify capture_hidden_mode",
+        "the target's prefill, decode and verify forwards",
+    ),
+    _srt(
+        "managers.scheduler.GenerationBatchResult",
+        "logits_output next_token_ids accept_lens can_run_cuda_graph next_draft_input "
+        "speculative_num_draft_tokens new_seq_lens",
+        "what a round returns to the scheduler",
+    ),
+    _srt("runtime_context.get_spec", "", "the speculative settings in force"),
+    _srt("runtime_context.get_parallel", "", "agreeing across tensor-parallel ranks"),
+    _srt("speculative.spec_info.SpecInput", "", "what a batch carries between rounds"),
+    _srt("speculative.spec_info.SpecInputType.DFLASH_DRAFT", "", "what a batch carries between rounds"),
+    _srt("speculative.spec_info.SpecInputType.DFLASH_VERIFY", "", "the verify batch"),
+    _srt("speculative.eagle_utils.eagle_prepare_for_decode", "batch", "reserving KV for a verify"),
+    _srt("mem_cache.kv_loc_plan.IdSpaceKind.FULL", "", "FlashInfer's KV indices"),
+    _srt("layers.logprob_processor.compute_spec_logprobs", "batch logits_output accept_index", "logprobs of a round"),
+)
+
+_FORWARD = (
+    _srt("model_executor.forward_batch_info.CaptureHiddenMode.FULL", "", "the target's hidden states"),
+    _srt("model_executor.forward_batch_info.ForwardMode.TARGET_VERIFY", "", "the verify forward"),
+    _srt("model_executor.forward_batch_info.ForwardMode.DECODE", "", "a round without speculation"),
+    _srt(
+        "model_executor.forward_batch_info.ForwardBatch",
+        "forward_mode batch_size input_ids req_pool_indices seq_lens out_cache_loc seq_lens_sum seq_lens_cpu "
+        "positions spec_info capture_hidden_mode",
+        "the draft's block pass",
+    ),
+    _srt("model_executor.forward_batch_info.ForwardBatch.init_new", "batch model_runner", "batches of the draft"),
+    _srt("layers.logits_processor.LogitsProcessorOutput", "", "the draft's features"),
+    _srt("mem_cache.memory_pool.KVWriteLoc", "", "writing the draft's context KV"),
+)
+
+_CONSTRAINTS = (
+    _srt("sampling.penaltylib.repetition_penalty.apply_scaling_penalties", "", "repetition penalties on verify rows"),
+    _srt("speculative.spec_utils.GrammarTree.from_host", "", "grammars over a tree"),
+    _srt("speculative.spec_utils.generate_token_bitmask", "", "grammars over a tree"),
+)
+
+_DRAFT = (
+    _srt(
+        "speculative.draft_worker_common.build_draft_tp_worker",
+        "server_args gpu_id nccl_port target_model_config algo_label random_seed",
+        "the draft's own model runner",
+    ),
+    _srt("speculative.spec_utils.draft_pp_context", "", "the draft's own model runner"),
+    _srt("speculative.dspark_components.dspark_config.parse_dspark_draft_config", "draft_hf_config", "draft configs"),
+    _srt(
+        "speculative.dflash_info.DFlashVerifyInput", "draft_token positions draft_token_num", "the draft's block pass"
+    ),
+    _srt("models.dspark.Qwen3DSparkModel.project_target_hidden", "target_hidden", "the draft's context KV"),
+    _srt("models.dspark.Qwen3DSparkModel.attach_shared_modules", "embed_tokens lm_head", "the target's lm_head"),
+    _srt("models.dspark.gather_and_crop_vocab", "", "base logits of a draft"),
+    _srt("models.dspark.project_through_lm_head", "", "base logits of a draft"),
+    _srt("lora.layers.unwrap_lora_layer", "", "the target's lm_head"),
+)
+
+_CPU = (
+    _srt("layers.attention.base_attn_backend.AttentionBackend.init_forward_metadata", "forward_batch", "CPU attention"),
+    _srt("layers.attention.base_attn_backend.AttentionBackend.forward_extend", "", "CPU attention"),
+    _srt("layers.attention.base_attn_backend.AttentionBackend.forward_decode", "", "CPU attention"),
+    _srt("layers.attention.attention_registry.register_attention_backend", "name", "CPU attention"),
+    _srt("layers.radix_attention.AttentionType.ENCODER_ONLY", "", "CPU attention of the draft block"),
+    _srt("mem_cache.swa_memory_pool.SWAKVPool", "", "CPU attention with a sliding window"),
+    _srt("layers.attention.attention_registry.ATTENTION_BACKENDS", "", "CPU attention"),
+    _srt("arg_groups.choices.add_attention_backend_choices", "", "CPU attention by name"),
+    _srt("arg_groups.choices.add_draft_attention_backend_choices", "", "CPU attention of the draft by name"),
+    _srt("platforms.interface.SRTPlatform.get_default_attention_backend", "", "serving without a GPU"),
+    _srt("platforms.interface.PlatformCapabilities", "supports_triton", "serving without a GPU"),
+    _srt("platforms.device_mixin.PlatformEnum.OOT", "", "serving without a GPU"),
+    _srt("platforms.cpu.CpuDeviceMixin", "", "serving without a GPU"),
+)
+
+SURFACE: tuple[HostName, ...] = (*_PLUGIN, *_ALGORITHM, *_WORKER, *_FORWARD, *_CONSTRAINTS, *_DRAFT, *_CPU)
