@@ -23,6 +23,15 @@ MODES = ("decode", "extend", "chain", "tree", "uniform", "block")
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Small operations on a shared machine: a second thread would only be waited for."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @dataclass(frozen=True)
 class Case:
     """One forward: ``rows[i]`` new rows behind ``prefix[i]`` cached tokens; ``parents`` of a tree, per request."""
@@ -45,7 +54,7 @@ def draw_case(mode: str, seed: int) -> Case:
     batch = rng.randint(1, 6)
     longest = rng.choice((8, 60, 400))
     prefix = [rng.choice((0, rng.randint(0, longest))) for _ in range(batch)]
-    most = 1 if mode == "decode" else rng.choice((9, 40, 320)) if mode == "extend" else 9
+    most = 1 if mode == "decode" else rng.choice((9, 40, 280)) if mode == "extend" else 9
     rows = [rng.randint(1, most)] * batch if mode == "uniform" else [rng.randint(1, most) for _ in range(batch)]
     kv = rng.choice((1, 2, 3))
     dim = rng.choice((16, 64))
@@ -161,7 +170,7 @@ def build(case: Case, shuffled: bool = True) -> World:
 
 
 def reference(world: World) -> torch.Tensor:
-    """float64 [rows, q heads * v dim]: one row, one head, one key at a time from the definition."""
+    """float64 [rows, q heads * v dim]: one row at a time, from the definition."""
     case, pool = world.case, world.backend.pool
     group = case.heads[0] // case.heads[1]
     q = world.q.double().view(-1, case.heads[0], case.dim)
@@ -183,11 +192,11 @@ def reference(world: World) -> torch.Tensor:
                 if (j < prefix or j - prefix in own)
                 and (case.window < 0 or place[j] >= prefix + where[r] - case.window)
             ]
-            for h in range(case.heads[0]):
-                score = keys[seen, h // group] @ q[first + r, h] / math.sqrt(case.dim)
-                if case.cap:
-                    score = case.cap * torch.tanh(score / case.cap)
-                out[first + r, h] = torch.softmax(score, 0) @ values[seen, h // group]
+            score = (keys[seen].repeat_interleave(group, 1) * q[first + r]).sum(-1) / math.sqrt(case.dim)
+            if case.cap:
+                score = case.cap * torch.tanh(score / case.cap)
+            weight = torch.softmax(score, 0)
+            out[first + r] = (weight[..., None] * values[seen].repeat_interleave(group, 1)).sum(0)
         first += rows
     return out.flatten(1)
 
@@ -217,16 +226,14 @@ def test_slots_in_a_row_are_read_in_place(mode: str) -> None:
 
 
 def test_lengths_far_apart_do_not_share_padding() -> None:
-    case = replace(
-        draw_case("extend", 1), prefix=(0, 300, 0), rows=(700, 5, 3), dtype=torch.float32, window=-1, heads=(4, 2)
-    )
-    case = replace(case, parents=tuple(tuple(range(-1, n - 1)) for n in case.rows), v_dim=case.dim, cap=0.0, dim=64)
-    case = replace(case, v_dim=64)
+    case = replace(draw_case("extend", 1), prefix=(0, 300, 0), rows=(300, 5, 3), dtype=torch.float32, window=-1)
+    case = replace(case, parents=tuple(tuple(range(-1, n - 1)) for n in case.rows), cap=0.0)
+    case = replace(case, heads=(4, 2), dim=64, v_dim=64)
     world = build(case)
     assert error(world) < TOLERANCE[case.dtype]
     (plan,) = world.backend._plans.values()
     padded = sum(b.batch * b.rows * b.keys for b in plan.buckets)
-    assert padded < 1.2 * (700 * 700 + 5 * 305 + 9)
+    assert padded < 1.2 * (300 * 300 + 5 * 305 + 9)
 
 
 @pytest.mark.parametrize("seed", range(6))
