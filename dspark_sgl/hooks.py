@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from sglang.srt.platforms import current_platform
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 from sglang.srt.runtime_context import get_spec
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
@@ -15,6 +16,8 @@ from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 from dspark_sgl.policies.requests import parse_request_options
 
 from .algorithm import DrafterAlgorithm
+from .cpu_kv_pool import assign_slots
+from .cpu_platform import CpuPlatform
 from .settings import add_cli_args
 
 ADD_CLI_ARGS = "sglang.srt.server_args.ServerArgs.add_cli_args"
@@ -23,12 +26,16 @@ INTERNAL_STATE = (
     "sglang.srt.managers.scheduler_components.internal_state.SchedulerInternalStateController._add_speculative"
 )
 
+ASSIGN_SLOTS = "sglang.srt.mem_cache.allocation.assign_req_to_token_pool_func"
+
 
 def register() -> None:
     """Hand the hooks to SGLang, which applies them once all plugins are loaded."""
     HookRegistry.register(ADD_CLI_ARGS, _before_add_cli_args, HookType.BEFORE)
     HookRegistry.register(VALIDATE_REQUEST, _before_validate_request, HookType.BEFORE)
     HookRegistry.register(INTERNAL_STATE, _after_internal_state, HookType.AFTER)
+    if isinstance(current_platform, CpuPlatform):
+        HookRegistry.register(ASSIGN_SLOTS, assign_slots, HookType.REPLACE)
 
 
 def _before_add_cli_args(parser: argparse.ArgumentParser) -> None:

@@ -88,7 +88,9 @@ class SpecWorker(BaseSpecWorker):
         self._drafter.ready()
 
     def init_cuda_graphs(self) -> None:
-        """Graphs of ragged verify are not captured yet: every round runs eagerly."""
+        """Rounds run eagerly: graphs of ragged verify are not captured yet."""
+        if self.draft_worker is not None:
+            self.draft_worker.init_cuda_graphs(capture_decode_cuda_graph=False)
 
     def __getattr__(self, name: str) -> Any:
         # SGLang asks its model worker for many things that only the target knows.

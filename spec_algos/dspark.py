@@ -65,6 +65,9 @@ class DSparkDrafter(Drafter):
         self._model.attach_shared_modules(
             embed_tokens=unwrap_lora_layer(target.model.get_input_embeddings()), lm_head=lm_head
         )
+        if torch.device(target.device).type == "cpu":
+            for layer in self._model.layers:
+                layer.self_attn.use_table_qk_norm_rope = False  # a Triton kernel; the model has a torch branch
         self._vocab = self._hot_vocabulary(lm_head)
         self._hot_head = None if self._vocab is None else lm_head.weight[self._vocab].contiguous()
         self._head = _sequential_head(self._model.markov_head, self._vocab)

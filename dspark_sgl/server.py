@@ -1,0 +1,173 @@
+"""Starts a real SGLang server in a process of its own and talks to it: for the demo, the benchmarks and the tests.
+
+Only the standard library and `sglang.launch_server`, started as a user would start it. Never used by the engine itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+START_TIMEOUT_S = 600
+
+
+class ServerError(RuntimeError):
+    """The server did not start or answered an error; the message carries its last lines."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One generation. text: what it wrote; tokens: output ids; meta: SGLang's `meta_info`"""
+
+    text: str
+    tokens: tuple[int, ...]
+    meta: dict[str, Any]
+
+    @property
+    def accepted_length(self) -> float | None:
+        """Tokens per verify round, bonus included; None for plain decoding."""
+        rounds = self.meta.get("spec_verify_ct")
+        return self.meta["completion_tokens"] / rounds if rounds else None
+
+
+class Server:
+    """`with Server([...]) as server:` runs `python -m sglang.launch_server` until the block ends."""
+
+    def __init__(self, arguments: Sequence[str], environment: dict[str, str] | None = None) -> None:
+        self.port = _free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._log = Path(tempfile.mkstemp(prefix="dspark-server-", suffix=".log")[1])
+        self._command = [
+            *(sys.executable, "-m", "sglang.launch_server"),
+            *("--host", "127.0.0.1", "--port", str(self.port), *arguments),
+        ]
+        self._environment = {**os.environ, **(environment or {})}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Server:
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._environment,
+                start_new_session=True,
+                # SGLang starts from any folder; this one must not put the checkout's folders on its path.
+                cwd=tempfile.gettempdir(),
+            )
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End the server and its children."""
+        if self._process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGTERM)
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            pass
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    @property
+    def log(self) -> str:
+        """Everything the server has printed."""
+        return self._log.read_text(errors="replace")
+
+    def wait(self) -> int:
+        """Block until the server ends by itself."""
+        assert self._process is not None
+        return self._process.wait()
+
+    def get(self, path: str) -> Any:
+        """The JSON, or the text, that the server answers at `path`."""
+        with urllib.request.urlopen(self.url + path, timeout=60) as response:
+            body = response.read().decode()
+        try:
+            return json.loads(body)
+        except json.JSONDecodeError:
+            return body
+
+    def post(self, path: str, body: dict[str, Any], timeout: float = 600) -> Any:
+        """Raises ServerError with the status and the server's reason."""
+        request = urllib.request.Request(
+            self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=timeout) as response:
+                text = response.read().decode()
+        except urllib.error.HTTPError as error:
+            raise ServerError(f"{error.code}: {error.read().decode()[:500]}") from None
+        return json.loads(text) if text.startswith(("{", "[")) else text
+
+    def generate(self, prompt: str | Sequence[int], **sampling: Any) -> Answer:
+        """One prompt, text or token ids, to the end."""
+        key = "text" if isinstance(prompt, str) else "input_ids"
+        value = prompt if isinstance(prompt, str) else list(prompt)
+        answer = self.post("/generate", {key: value, "sampling_params": sampling})
+        return Answer(answer["text"], tuple(answer["output_ids"]), answer["meta_info"])
+
+    def stream(self, prompt: str, **sampling: Any) -> Iterator[Answer]:
+        """The same, answer so far after answer so far."""
+        body = {"text": prompt, "sampling_params": sampling, "stream": True}
+        request = urllib.request.Request(
+            self.url + "/generate", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=600) as response:
+            for line in response:
+                data = line.decode().strip().removeprefix("data:").strip()
+                if data and data != "[DONE]":
+                    piece = json.loads(data)
+                    yield Answer(piece["text"], tuple(piece["output_ids"]), piece["meta_info"])
+
+    def report(self) -> dict[str, Any]:
+        """Our own section of `/server_info`."""
+        state = self.get("/server_info")["internal_states"][0]
+        return dict(state.get("dspark", {}))
+
+    def _wait_until_ready(self) -> None:
+        assert self._process is not None
+        end = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < end:
+            if self._process.poll() is not None:
+                raise ServerError(f"the server ended with {self._process.returncode}:\n{self._tail()}")
+            with contextlib.suppress(OSError, urllib.error.HTTPError):
+                urllib.request.urlopen(self.url + "/health_generate", timeout=30).close()
+                return
+            time.sleep(0.5)
+        raise ServerError(f"the server was not ready after {START_TIMEOUT_S} s:\n{self._tail()}")
+
+    def _tail(self) -> str:
+        return "\n".join(self.log.splitlines()[-25:])
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
