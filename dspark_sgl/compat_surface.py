@@ -123,6 +123,12 @@ _CPU = (
     _srt("platforms.interface.PlatformCapabilities", "supports_triton", "serving without a GPU"),
     _srt("platforms.device_mixin.PlatformEnum.OOT", "", "serving without a GPU"),
     _srt("platforms.cpu.CpuDeviceMixin", "", "serving without a GPU"),
+    _srt("platforms.current_platform", "", "knowing whether our CPU platform is in charge"),
+    _srt("model_executor.cuda_graph_config.Backend.DISABLED", "", "no graphs on a CPU"),
+    _srt("model_executor.cuda_graph_config.Phase.PREFILL", "", "no graphs on a CPU"),
+    _srt("model_executor.cuda_graph_config.with_phase", "backend", "no graphs on a CPU"),
+    _srt("mem_cache.memory_pool.MHATokenToKVPool.move_kv_cache", "", "keeping the accepted path's KV on a CPU"),
+    _srt("mem_cache.allocation.assign_req_to_token_pool_func", "", "slots of a request without a GPU kernel"),
 )
 
 SURFACE: tuple[HostName, ...] = (*_PLUGIN, *_ALGORITHM, *_WORKER, *_FORWARD, *_CONSTRAINTS, *_DRAFT, *_CPU)

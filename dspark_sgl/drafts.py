@@ -12,7 +12,7 @@ from .cache import cache_dir
 from .draft_config import DraftConfig, DraftError, algorithm_of, read_draft_config, read_json
 from .draft_tensors import check_hot_vocab, check_tensors
 
-__all__ = ["DraftConfig", "DraftError", "check_draft", "find_draft", "read_draft_config"]
+__all__ = ["DraftConfig", "DraftError", "check_draft", "find_draft", "known_drafts", "read_draft_config"]
 
 Target = Mapping[str, Any] | str | Path  # a config.json's content, the file, or the checkpoint folder
 
@@ -24,7 +24,7 @@ def find_draft(target_config: Target, algorithm: str) -> Path | None:
     """
     target = _Target.of(target_config)
     wanted = algorithm.lower().removesuffix("_sgl")
-    for folder in _known_drafts():
+    for folder in known_drafts():
         try:
             config = read_draft_config(folder)
         except DraftError:
@@ -97,6 +97,7 @@ def _read_target(path: Path) -> dict[str, Any]:
     return read_json(path / "config.json" if path.is_dir() else path)
 
 
-def _known_drafts() -> Iterator[Path]:
+def known_drafts() -> Iterator[Path]:
+    """Folders of all drafts on this machine that the package knows of, the user's own first."""
     for root in (cache_dir("drafts"), Path(__file__).parent / "drafts"):
         yield from sorted(file.parent for file in root.glob("*/config.json"))

@@ -45,13 +45,17 @@ class Policy:
 
 def load_policy(path: str | Path) -> Policy:
     """Reads a policy file."""
+    return parse_policy(read_policy_file(path), str(path))
+
+
+def read_policy_file(path: str | Path) -> bytes:
+    """The content of a file, as much of it as could be a policy; a PolicyError when it cannot be read."""
     try:
         with open(path, "rb") as file:
-            data = file.read(MAX_BYTES + 1)
+            return file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise PolicyError(str(path), 0, 0, f"cannot be read: {reason}") from None
-    return parse_policy(data, str(path))
 
 
 def parse_policy(data: str | bytes, file: str = "<policy>") -> Policy:

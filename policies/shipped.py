@@ -7,7 +7,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from .errors import PolicyError
-from .language import Policy, load_policy, parse_policy
+from .language import Policy, parse_policy, read_policy_file
 from .suggest import did_you_mean
 
 _FOLDER = "dspark_sgl.policies_yaml"
@@ -20,11 +20,17 @@ def shipped_names() -> list[str]:
 
 def find_policy(name_or_path: str) -> Policy:
     """The policy in that file, or else the shipped one of that name."""
+    file, content = policy_source(name_or_path)
+    return parse_policy(content, file)
+
+
+def policy_source(name_or_path: str) -> tuple[str, bytes]:
+    """What `find_policy` reads: the file's name, for messages, and its content."""
     if _is_file(name_or_path):
-        return load_policy(name_or_path)
+        return name_or_path, read_policy_file(name_or_path)
     for entry in _entries():
         if entry.name == f"{name_or_path}.yaml":
-            return parse_policy(entry.read_bytes(), entry.name)
+            return entry.name, entry.read_bytes()
     names = shipped_names()
     if os.sep in name_or_path or name_or_path.endswith((".yaml", ".yml")):
         reason = "no such policy file"

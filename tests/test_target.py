@@ -1,4 +1,4 @@
-"""The demo's target appears whole or not at all, is made once, and says what is missing. (Server tests make it for real.)"""
+"""The demo's target appears whole or not at all, and once. (The server tests make it for real.)"""
 
 import json
 from pathlib import Path

