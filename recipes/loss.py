@@ -1,0 +1,79 @@
+"""The DSpark loss over a hot vocabulary, computed in chunks that stay in cache, gradients included.
+
+Logits over ten thousand columns for thousands of positions do not fit a cache, and autograd would walk them a dozen
+times. Here each chunk is multiplied, compared and turned into gradients at once; only the small results are kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+CHUNK = 128
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of L1(p_d, p_t), of the cross entropy against p_t, of the confidence, and the position decay."""
+
+    l1: float = 0.9
+    ce: float = 0.1
+    confidence: float = 1.0
+    decay: float = 4.0
+
+
+class DistributionLoss(torch.autograd.Function):
+    """sum_i w_i (l1 * |p_d - p_t|_1 + ce * CE(p_t, p_d)) with p_d = softmax(h E^T + z W2^T), all over the hot rows."""
+
+    @staticmethod
+    def forward(ctx, hidden, latent, w2, head, target, rows, weight, l1, ce):
+        """hidden [n, h], latent [n, r], w2 [v, r], head [v, h], target [m, v] probabilities, rows [n] -> target row.
+
+        Returns the loss (scalar) and the total variation 0.5 * |p_d - p_t|_1 of each position [n].
+        """
+        dtype = head.dtype
+        hidden, latent, w2_low = hidden.to(dtype), latent.to(dtype), w2.to(dtype)
+        grad_hidden, grad_latent = torch.empty_like(hidden), torch.empty_like(latent)
+        grad_w2 = torch.zeros(w2.shape, device=w2.device)
+        tv = torch.empty(len(hidden), device=hidden.device)
+        loss = torch.zeros((), device=hidden.device)
+        for at in range(0, len(hidden), CHUNK):
+            s = slice(at, at + CHUNK)
+            logits = torch.addmm(hidden[s] @ head.T, latent[s], w2_low.T).float()
+            p_t, w = target[rows[s]].float(), weight[s, None]
+            log_d = logits.log_softmax(-1)
+            loss -= ce * (torch.linalg.vecdot(p_t, log_d) * weight[s]).sum()
+            p_d = log_d.exp_()
+            diff = p_d - p_t
+            sign = diff.sign()
+            distance = torch.linalg.vecdot(sign, diff)
+            loss += l1 * (distance * weight[s]).sum()
+            tv[s] = 0.5 * distance
+            # d|.|_1/dlogits = p_d * (sign - <sign, p_d>); dCE/dlogits = p_d - p_t.
+            sign.sub_(torch.linalg.vecdot(sign, p_d)[:, None])
+            grad = diff.mul_(ce * w).addcmul_(p_d, sign.mul_(l1 * w)).to(dtype)
+            grad_hidden[s], grad_latent[s] = grad @ head, grad @ w2_low
+            grad_w2 += grad.T @ latent[s]
+        ctx.save_for_backward(grad_hidden, grad_latent, grad_w2.to(w2.dtype))
+        ctx.mark_non_differentiable(tv)
+        return loss, tv
+
+    @staticmethod
+    def backward(ctx, grad, _):
+        grad_hidden, grad_latent, grad_w2 = ctx.saved_tensors
+        return grad * grad_hidden, grad * grad_latent, grad * grad_w2, *([None] * 6)
+
+
+@torch.no_grad()
+def hot_probabilities(final: Tensor, head: Tensor) -> Tensor:
+    """softmax over the hot rows of final [m, h] @ head [v, h]^T, in the dtype of `final`.
+
+    The cold rows' share (about two per cent) is left out here, which costs nothing in what the draft learns; the
+    evaluation normalises over the whole vocabulary.
+    """
+    out = torch.empty(len(final), len(head), dtype=final.dtype, device=final.device)
+    for at in range(0, len(final), CHUNK):
+        out[at : at + CHUNK] = (final[at : at + CHUNK] @ head.T).float().softmax(-1)
+    return out
