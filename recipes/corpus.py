@@ -47,7 +47,8 @@ class Corpus:
 
     def load(self) -> tuple[list[Record], list[Record]]:
         seen: set[bytes] = set()
-        train, held = [], []
+        train: list[Record] = []
+        held: list[Record] = []
         for path in self.paths:
             for record in read_records(path) if Path(path).exists() else []:
                 whole = record.prompt_ids + record.response_ids

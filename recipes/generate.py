@@ -123,7 +123,8 @@ def generate(args: argparse.Namespace) -> None:
     seed = args.seed + len(old)
     torch.manual_seed(seed)
     source = PromptSource(tokenizer, prompts, excluded, seed, args.max_new)
-    fresh, retry = iter(source), []
+    fresh = iter(source)
+    retry: list[Job] = []
 
     def next_job() -> Job:
         while True:
