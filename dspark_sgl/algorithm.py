@@ -17,6 +17,7 @@ from dspark_sgl.policies.errors import PolicyError
 from dspark_sgl.policies.shipped import find_policy
 from dspark_sgl.spec_algos.protocol import Drafter
 
+from .draft_spelling import as_sglang_reads_it
 from .drafts import DraftError, check_draft, find_draft, read_draft_config
 from .settings import policy_name
 
@@ -109,5 +110,5 @@ class DrafterAlgorithm(CustomSpecAlgo):
                 f"no draft for {self.name} is shipped or cached for {target}; name one with "
                 "--speculative-draft-model-path, or train one with recipes/train_dspark.py"
             )
-        check_draft(Path(path), target)
-        return Path(path)
+        check_draft(path, target, self.name)
+        return as_sglang_reads_it(Path(path))

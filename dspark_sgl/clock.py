@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,7 +12,7 @@ class RoundClock:
     """Host wall time per phase. On an asynchronous device a phase counts what the host spends launching it."""
 
     def __init__(self) -> None:
-        self._seconds: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
         self._counts: Counter[str] = Counter()
         self._accepted: Counter[int] = Counter()
         self._left_at = time.perf_counter()

@@ -1,6 +1,7 @@
 """What a request demands of the target's logits before a token is chosen: penalties, grammar, logit bias.
 
-The order is SGLang's own. Each verify row gets what plain decoding would apply at that place of the text. Never samples.
+The order is SGLang's own. Each verify row gets what plain decoding would apply at that place of the text.
+Never samples.
 """
 
 from __future__ import annotations

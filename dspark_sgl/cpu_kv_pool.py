@@ -1,4 +1,4 @@
-"""SGLang's KV bookkeeping on a CPU: torch indexing where the original launches Triton. Never allocates or frees a slot."""
+"""SGLang's KV bookkeeping on a CPU: torch indexing where the original launches Triton. Never allocates a slot."""
 
 from __future__ import annotations
 

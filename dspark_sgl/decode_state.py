@@ -22,7 +22,7 @@ class DecodeState(SpecInput):
         self.num_tokens_per_req = 1
         self.num_tokens_for_logprob_per_req = 1
 
-    def prepare_for_decode(self, batch) -> None:  # type: ignore[no-untyped-def]
+    def prepare_for_decode(self, batch) -> None:
         """Reserve KV for the widest verify and accumulate penalties; SGLang's stateless preparation does both."""
         eagle_prepare_for_decode(batch)
 

@@ -1,5 +1,5 @@
-"""SGLang's door to us: called in every process of a server, it registers and hooks, and never fails a server that does not
-use us.
+"""SGLang's door to us: called in every process of a server, it registers and hooks. A server that does not use us never
+fails because of us.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def load() -> None:
     try:
         require()
     except CompatError as error:
-        logger.warning("dspark-sgl stays out of this server: %s", error)
+        _refuse(str(error))
         return
     # Only now: these modules import SGLang at their top, which the check above has just found fit.
     from dspark_sgl.spec_algos.registry import discover
@@ -30,3 +30,21 @@ def load() -> None:
     for drafter in drafters.values():
         algorithm.register(drafter)
     hooks.register()
+
+
+def _refuse(reason: str) -> None:
+    """Stay out of a server that does not use us; end, with one line, one that asks for an algorithm of ours."""
+    from importlib.metadata import entry_points
+
+    logger.warning("dspark-sgl stays out of this server: %s", reason)
+
+    def end(server_args: object) -> None:
+        raise SystemExit(f"error: {reason}")
+
+    try:
+        from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
+
+        for entry in entry_points(group="dspark_sgl.spec_algos"):
+            SpeculativeAlgorithm.register(f"{entry.name}_SGL", validate_server_args=end)(end)
+    except Exception as error:  # an SGLang so different that even this is gone calls the algorithm unknown
+        logger.warning("and its algorithm names cannot be registered: %s", error)

@@ -20,7 +20,7 @@ def policy_name() -> str:
 class _StoreInEnvironment(argparse.Action):
     """SGLang builds its record from known fields only, so the value goes where its child processes find it."""
 
-    def __call__(self, parser, namespace, values, option_string=None) -> None:  # type: ignore[no-untyped-def]
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
         os.environ[POLICY_VARIABLE] = str(values)
 
 

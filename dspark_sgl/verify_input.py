@@ -1,4 +1,4 @@
-"""Tells an attention backend what a verify forward looks like: ragged rows, one tree per request. Never decides either."""
+"""Tells an attention backend what a verify forward looks like: ragged rows, one tree per request. Decides neither."""
 
 from __future__ import annotations
 

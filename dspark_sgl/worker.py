@@ -2,9 +2,9 @@
 
     plan -> propose -> select -> verify -> accept -> commit
 
-SGLang's scheduler calls `forward_batch_generation` for every batch: a prefill chunk, or a decode round. A round in which
-nobody speculates is a plain decode step of SGLang itself. The worker never knows which drafter it drives and never reads a
-policy file.
+SGLang's scheduler calls `forward_batch_generation` for every batch: a prefill chunk, or a decode round. A round in
+which nobody speculates is a plain decode step of SGLang itself. The worker never knows which drafter it drives and
+never looks into a policy.
 """
 
 from __future__ import annotations
@@ -250,9 +250,7 @@ class SpecWorker(BaseSpecWorker):
         batch.input_ids = layout.pack(layout.tokens)
         batch.out_cache_loc = rows
         batch.spec_info = VerifyInput(layout, state.lens, self._capture)
-        result = self._target_worker.forward_batch_generation(
-            batch, is_verify=True, capture_hidden_mode=self._capture
-        )
+        result = self._target_worker.forward_batch_generation(batch, is_verify=True, capture_hidden_mode=self._capture)
         return result.logits_output
 
     def _commit(

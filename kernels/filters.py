@@ -30,9 +30,7 @@ class Filters:
 
     def rows(self, owner: Tensor) -> Filters:
         """The same parameters per packed row; `owner` int64 `[rows]` is each row's request."""
-        return Filters(
-            self.temperature[owner], self.top_k[owner], self.top_p[owner], self.min_p[owner], self.active
-        )
+        return Filters(self.temperature[owner], self.top_k[owner], self.top_p[owner], self.min_p[owner], self.active)
 
 
 def filtered_probs(logits: Tensor, filters: Filters) -> Tensor:

@@ -84,7 +84,7 @@ class TreeLayout:
         return padded
 
     def ancestor_mask(self) -> Tensor:
-        """bool `[rows, W]`: entry (i, j) says that row j of the same request is row i itself or one of its ancestors."""
+        """bool `[rows, W]`: entry (i, j) says that row j of the same request is row i or one of its ancestors."""
         bs, width, device = self.batch_size, self.max_width, self.tokens.device
         if self.is_chain:
             closed = torch.ones(width, width, dtype=torch.bool, device=device).tril().expand(bs, width, width)

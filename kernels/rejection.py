@@ -94,8 +94,8 @@ def _draw_after(
 def draw(weights: Tensor, generator: torch.Generator) -> Tensor:
     """int64 `[n]`: one sample per row of unnormalised `weights` float32 `[n, V]`.
 
-    Inverse transform: the first v with `w_1 + ... + w_v > u (w_1 + ... + w_V)`, `u ~ U[0, 1)`. Strictly greater, so a token
-    of weight 0 is never drawn; float64, so that the running sum of a large vocabulary keeps its small terms.
+    Inverse transform: the first v with `w_1 + ... + w_v > u (w_1 + ... + w_V)`, `u ~ U[0, 1)`. Strictly greater, so a
+    token of weight 0 is never drawn; float64, so that the sum over a large vocabulary keeps its small terms.
     """
     cumulative = weights.cumsum(-1, dtype=torch.float64)
     total = cumulative[:, -1:]

@@ -1,7 +1,7 @@
 """What a drafter is: one class that watches what the target commits and proposes what may come next.
 
-A drafter never verifies, never accepts and never touches the target's KV. Registering it (`registry`) makes it an SGLang
-speculative algorithm; the worker, the policy and the exactness come with it.
+A drafter never verifies, never accepts and never touches the target's KV. Registering it (`registry`) makes it an
+SGLang speculative algorithm; the worker, the policy and the exactness come with it.
 """
 
 from __future__ import annotations

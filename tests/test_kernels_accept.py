@@ -68,8 +68,8 @@ def greedy_about_the_draft(p: Tensor, q: Tensor, anchors: Tensor, g: torch.Gener
     return layout, Acceptance(accepted.path, accepted.lengths, draw(p[after], g))
 
 
-def choosing_by_what_was_drawn(p: Tensor, q: Tensor, anchors: Tensor, g: torch.Generator) -> tuple[TreeLayout, Acceptance]:
-    """Biased on purpose: offers a draft only when it turned out probable. This is the anticipation the paper warns of."""
+def choosing_what_was_drawn(p: Tensor, q: Tensor, anchors: Tensor, g: torch.Generator) -> tuple[TreeLayout, Acceptance]:
+    """Biased on purpose: offers a draft only when it turned out probable, the anticipation the paper warns of."""
     drafts, distribution, of = draw_chain(q, anchors, 2, g)
     depths = torch.where(of[:, 0] > 1 / VOCAB, 2, 0).tolist()
     layout = chain_layout(anchors, drafts, depths)
@@ -119,7 +119,7 @@ def test_emitted_text_has_the_targets_distribution(
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 0.9)])
-@pytest.mark.parametrize("method", [greedy_about_the_draft, choosing_by_what_was_drawn])
+@pytest.mark.parametrize("method", [greedy_about_the_draft, choosing_what_was_drawn])
 def test_a_biased_sampler_is_caught(
     method: Callable[..., tuple[TreeLayout, Acceptance]], temperature: float, top_p: float
 ) -> None:
@@ -170,9 +170,7 @@ def test_walk_follows_the_target(seed: int) -> None:
             wanted = int(target[i, row])
             emitted.append(wanted)
             children = [
-                r
-                for r in range(1, layout.widths[i])
-                if layout.parents[i, r] == row and layout.tokens[i, r] == wanted
+                r for r in range(1, layout.widths[i]) if layout.parents[i, r] == row and layout.tokens[i, r] == wanted
             ]
             if not children:
                 break

@@ -1,0 +1,111 @@
+"""`make demo`: a real model here answers one question without speculation and with it, and says what that saved.
+
+    python -m dspark_sgl.demo            both arms, then the servers end
+    python -m dspark_sgl.demo --serve    the speculating server, left running
+
+Two servers one after the other, started as a user would start them; every figure comes from their answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+
+from .server import Server, ServerError
+from .target import TargetError, make_target
+
+QUESTION = "Explain step by step how to bake a simple loaf of bread at home."
+PROMPT = (
+    "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+    f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
+)
+TOKENS = 160
+REPEATS = 3
+SPECULATE = ("--speculative-algorithm", "DSPARK_SGL")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One server's measurements. speed: tokens/s, median; first_token_ms: median; accepted: tokens per round or None"""
+
+    speed: float
+    first_token_ms: float
+    accepted: float | None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m dspark_sgl.demo", description=__doc__.split("\n")[0])
+    parser.add_argument("--serve", action="store_true", help="leave the speculating server running")
+    options = parser.parse_args()
+    try:
+        model = ["--model-path", str(make_target())]
+        return serve(model) if options.serve else compare(model)
+    except (ServerError, TargetError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def compare(model: list[str]) -> int:
+    """Both arms and the difference."""
+    print("Starting SGLang without speculation (about a minute) ...", flush=True)
+    with Server(model) as server:
+        plain = measure(server, show=False)
+    print("Starting SGLang with DSpark (about a minute) ...", flush=True)
+    with Server([*model, *SPECULATE]) as server:
+        print(f"\n> {QUESTION}\n")
+        dspark = measure(server, show=True)
+    print(f"\n{'':>18} {'tokens/s':>9} {'first token':>12} {'accepted length':>16}")
+    for name, arm in (("plain decoding", plain), ("DSpark", dspark)):
+        accepted = "1.00" if arm.accepted is None else f"{arm.accepted:.2f}"
+        print(f"{name:>18} {arm.speed:>9.1f} {arm.first_token_ms:>9.0f} ms {accepted:>16}")
+    rounds = TOKENS / (dspark.accepted or 1)
+    print(
+        f"\nSpeculation: {dspark.speed / plain.speed:.2f} times the speed; "
+        f"about {rounds:.0f} forward passes of the model instead of {TOKENS}."
+    )
+    return 0
+
+
+def measure(server: Server, *, show: bool) -> Arm:
+    """Stream the answer a few times; the first time is warm-up, shown when asked."""
+    speeds, first_tokens, accepted = [], [], []
+    for attempt in range(REPEATS + 1):
+        server.post("/flush_cache", {})
+        start, first, shown, answer = time.perf_counter(), None, 0, None
+        for answer in server.stream(PROMPT, temperature=0, max_new_tokens=TOKENS, ignore_eos=True):
+            first = first or time.perf_counter()
+            if show and attempt == 0:
+                print(answer.text[shown:], end="", flush=True)
+                shown = len(answer.text)
+        end = time.perf_counter()
+        if attempt == 0 or answer is None or first is None:
+            continue
+        speeds.append((len(answer.tokens) - 1) / (end - first))
+        first_tokens.append((first - start) * 1000)
+        if answer.accepted_length is not None:
+            accepted.append(answer.accepted_length)
+    return Arm(
+        statistics.median(speeds), statistics.median(first_tokens), statistics.median(accepted) if accepted else None
+    )
+
+
+def serve(model: list[str]) -> int:
+    """Run the server until it is interrupted."""
+    print("Starting SGLang with DSpark (about a minute) ...", flush=True)
+    with Server([*model, *SPECULATE]) as server:
+        print(f"Serving at {server.url}  (Ctrl-C ends it). Try:\n")
+        print(f"""  curl -s {server.url}/v1/chat/completions -H 'Content-Type: application/json' \\
+    -d '{{"messages": [{{"role": "user", "content": "{QUESTION}"}}], "max_tokens": 100}}'""")
+        print(
+            f"  curl -s {server.url}/server_info   # the section `dspark`: policy, accepted length, seconds per phase"
+        )
+        return server.wait()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,253 @@
+"""A real server with DSpark against the same server without it: same tokens, same behaviour, whatever is asked."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from dspark_sgl.server import Answer, Server, ServerError
+
+from .conftest import chat
+
+pytestmark = pytest.mark.server
+
+PROMPT = chat("Write a python function to sort a list.")
+
+
+def depth(limit: int) -> dict[str, Any]:
+    return {"custom_params": {"dspark": {"max_depth": limit}}}
+
+
+def together(server: Server, prompts: list[str], **sampling: Any) -> list[Answer]:
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(lambda prompt: server.generate(prompt, **sampling), prompts))
+
+
+@pytest.fixture(scope="module")
+def plain_answers(plain_server: Server, prompts: list[str]) -> list[Answer]:
+    return together(plain_server, prompts, temperature=0, max_new_tokens=64)
+
+
+@pytest.mark.parametrize("limit", [0, 1, 3, 7])
+def test_greedy_tokens_are_those_of_plain_decoding(
+    spec_server: Server, plain_answers: list[Answer], prompts: list[str], limit: int
+) -> None:
+    """Eight at a time, at every depth; 0 is plain decoding inside the speculating server."""
+    answers = together(spec_server, prompts, temperature=0, max_new_tokens=64, **depth(limit))
+    assert [a.tokens for a in answers] == [a.tokens for a in plain_answers]
+
+
+def test_greedy_tokens_alone(spec_server: Server, plain_answers: list[Answer], prompts: list[str]) -> None:
+    for prompt, plain in list(zip(prompts, plain_answers, strict=True))[::3]:
+        assert spec_server.generate(prompt, temperature=0, max_new_tokens=64).tokens == plain.tokens
+
+
+def test_speculation_saves_rounds(spec_server: Server, prompts: list[str]) -> None:
+    answers = [spec_server.generate(prompt, temperature=0, max_new_tokens=64) for prompt in prompts[::4]]
+    rounds = sum(answer.meta["spec_verify_ct"] for answer in answers)
+    assert sum(len(answer.tokens) for answer in answers) / rounds > 1.3
+
+
+def test_a_cached_prefix_drafts_as_well_as_a_fresh_one(spec_server: Server) -> None:
+    """The context KV of a radix hit was written by another request; it must serve as well as one's own."""
+    spec_server.post("/flush_cache", {})
+    first = spec_server.generate(PROMPT, temperature=0, max_new_tokens=48)
+    second = spec_server.generate(PROMPT, temperature=0, max_new_tokens=48)
+    assert first.meta["cached_tokens"] == 0 and second.meta["cached_tokens"] > 20
+    assert second.tokens == first.tokens
+    assert second.meta["spec_verify_ct"] == first.meta["spec_verify_ct"]
+
+
+def test_streaming_ends_where_generation_does(spec_server: Server) -> None:
+    pieces = list(spec_server.stream(PROMPT, temperature=0, max_new_tokens=40))
+    whole = spec_server.generate(PROMPT, temperature=0, max_new_tokens=40)
+    assert len(pieces) > 3 and pieces[-1].text == whole.text
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 9, 17])
+def test_max_new_tokens_inside_a_block(spec_server: Server, plain_server: Server, count: int) -> None:
+    wanted = plain_server.generate(PROMPT, temperature=0, max_new_tokens=count)
+    got = spec_server.generate(PROMPT, temperature=0, max_new_tokens=count)
+    assert got.tokens == wanted.tokens and len(got.tokens) == count
+
+
+def test_stops_inside_a_block(spec_server: Server, plain_server: Server) -> None:
+    whole = plain_server.generate(PROMPT, temperature=0, max_new_tokens=40)
+    for stop in (
+        {"stop": whole.text[30:36]},
+        {"stop_token_ids": [whole.tokens[14]]},
+        {"stop_regex": re.escape(whole.text[20:24])},
+    ):
+        wanted = plain_server.generate(PROMPT, temperature=0, max_new_tokens=40, **stop)
+        got = spec_server.generate(PROMPT, temperature=0, max_new_tokens=40, **stop)
+        assert (got.text, got.meta["finish_reason"]) == (wanted.text, wanted.meta["finish_reason"])
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"frequency_penalty": 0.7},
+        {"presence_penalty": 0.7},
+        {"repetition_penalty": 1.3},
+        {"min_new_tokens": 20, "stop": ["\n"]},
+        {"logit_bias": {"198": -3.0, "30": 2.0}},
+        {"regex": r"(yes|no), because [a-z ]{10,40}\."},
+        {"json_schema": json.dumps({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]})},
+    ],
+    ids=lambda params: next(iter(params)),
+)
+def test_what_shapes_the_logits_shapes_them_the_same(
+    spec_server: Server, plain_server: Server, params: dict[str, Any]
+) -> None:
+    wanted = plain_server.generate(PROMPT, temperature=0, max_new_tokens=40, **params)
+    got = spec_server.generate(PROMPT, temperature=0, max_new_tokens=40, **params)
+    assert got.tokens == wanted.tokens
+
+
+def test_requests_with_and_without_penalties_share_a_batch(spec_server: Server, plain_server: Server) -> None:
+    def ask(server: Server, index: int) -> tuple[int, ...]:
+        penalty = 0.6 * (index % 2)
+        return server.generate(PROMPT, temperature=0, max_new_tokens=32, frequency_penalty=penalty).tokens
+
+    with ThreadPoolExecutor(8) as pool:
+        wanted = list(pool.map(lambda i: ask(plain_server, i), range(8)))
+        got = list(pool.map(lambda i: ask(spec_server, i), range(8)))
+    assert got == wanted
+
+
+@pytest.mark.parametrize("limit", [0, 7])
+def test_logprobs_are_those_of_plain_decoding(spec_server: Server, plain_server: Server, limit: int) -> None:
+    body = {
+        "text": PROMPT,
+        "return_logprob": True,
+        "logprob_start_len": 0,
+        "top_logprobs_num": 2,
+        "sampling_params": {"temperature": 0, "max_new_tokens": 20, **depth(limit)},
+    }
+    wanted, got = plain_server.post("/generate", body)["meta_info"], spec_server.post("/generate", body)["meta_info"]
+    for name in ("output_token_logprobs", "input_token_logprobs"):
+        assert len(got[name]) == len(wanted[name])
+        for (value, token, _), (other, same, _) in zip(got[name], wanted[name], strict=True):
+            assert token == same
+            if value is not None:
+                assert value == pytest.approx(other, abs=1e-3)
+    tops = zip(got["output_top_logprobs"], wanted["output_top_logprobs"], strict=True)
+    assert all([t for _, t, _ in a] == [t for _, t, _ in b] for a, b in tops)
+
+
+def test_several_samples_of_one_prompt(spec_server: Server) -> None:
+    answers = spec_server.post(
+        "/generate",
+        {"text": PROMPT, "sampling_params": {"n": 4, "temperature": 1.0, "max_new_tokens": 24}},
+    )
+    assert len(answers) == 4 and len({answer["text"] for answer in answers}) > 1
+
+
+@pytest.mark.parametrize("params", [{"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}, {"top_k": 1}])
+def test_sampling_filters(spec_server: Server, plain_server: Server, params: dict[str, Any]) -> None:
+    """Sampled text stays inside what the filter keeps: with top_k = 1 that is the greedy text itself."""
+    answer = spec_server.generate(PROMPT, temperature=0.8, max_new_tokens=32, **params)
+    assert len(answer.tokens) >= 1
+    if params.get("top_k") == 1:
+        assert answer.tokens == plain_server.generate(PROMPT, temperature=0, max_new_tokens=32).tokens
+
+
+def test_greedy_and_sampled_requests_share_a_batch(spec_server: Server, plain_server: Server) -> None:
+    wanted = plain_server.generate(PROMPT, temperature=0, max_new_tokens=48).tokens
+
+    def ask(index: int) -> Answer:
+        return spec_server.generate(PROMPT, temperature=index % 2, max_new_tokens=48)
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(ask, range(8)))
+    assert all(answer.tokens == wanted for answer in answers[::2])
+
+
+def test_the_openai_endpoint(spec_server: Server) -> None:
+    answer = spec_server.post(
+        "/v1/chat/completions",
+        {
+            "model": "default",
+            "messages": [{"role": "user", "content": "Say hello."}],
+            "temperature": 0,
+            "max_tokens": 16,
+            "custom_params": {"dspark": {"max_depth": 3, "tier": "interactive"}},
+        },
+    )
+    assert answer["choices"][0]["message"]["content"]
+
+
+def test_a_frontend_program(spec_server: Server) -> None:
+    import sglang as sgl
+
+    @sgl.function
+    def program(s: Any, topic: str) -> None:
+        s += chat(f"Name two facts about {topic}.")
+        forks = s.fork(2)
+        for number, fork in enumerate(forks):
+            fork += f"Fact {number + 1}: " + sgl.gen("fact", max_tokens=12, temperature=0)
+        s += "The answer is " + sgl.select("choice", choices=["yes", "no"]) + ". "
+        s += sgl.gen("rest", max_tokens=8, temperature=0) + forks[0]["fact"]
+
+    state = program.run(topic="the sea", backend=sgl.RuntimeEndpoint(spec_server.url))
+    assert state["choice"] in ("yes", "no") and state["rest"]
+
+
+@pytest.mark.parametrize(
+    ("params", "reason"),
+    [
+        ({"custom_params": {"dspark": {"max_depth": -1}}}, "max_depth must be a whole number"),
+        ({"custom_params": {"dspark": {"max_depht": 1}}}, "did you mean"),
+        ({"custom_params": {"dspark": {"tier": ["x"]}}}, "tier must be text"),
+    ],
+)
+def test_a_wrong_request_is_a_400_with_a_reason(spec_server: Server, params: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ServerError, match=reason) as error:
+        spec_server.generate(PROMPT, max_new_tokens=4, **params)
+    assert str(error.value).startswith("400")
+
+
+def test_hidden_states_are_refused(spec_server: Server) -> None:
+    with pytest.raises(ServerError, match="400.*return_hidden_states"):
+        spec_server.post(
+            "/generate", {"text": PROMPT, "return_hidden_states": True, "sampling_params": {"max_new_tokens": 4}}
+        )
+
+
+def test_load_with_aborts_and_retractions_leaks_nothing(
+    spec_server: Server, plain_answers: list[Answer], prompts: list[str]
+) -> None:
+    """Random lengths and shared prefixes on a KV pool that is too small; a third of the requests are dropped midway.
+    SGLang's own check of KV and request slots runs whenever the server is idle, and ends it when one is missing."""
+
+    def ask(index: int) -> bool:
+        prompt, wanted = prompts[index % 12], plain_answers[index % 12].tokens
+        if index % 3 == 0:
+            body = {"text": prompt, "stream": True, "sampling_params": {"temperature": 0.8, "max_new_tokens": 400}}
+            request = urllib.request.Request(
+                spec_server.url + "/generate", json.dumps(body).encode(), {"Content-Type": "application/json"}
+            )
+            with urllib.request.urlopen(request, timeout=300) as response:
+                for _ in range(2 + index % 7):
+                    response.readline()
+            return True
+        count = 8 + (index * 13) % 57
+        got = spec_server.generate(prompt, temperature=0, max_new_tokens=count, ignore_eos=False).tokens
+        return got == wanted[: len(got)] and len(got) == min(count, len(wanted))
+
+    with ThreadPoolExecutor(16) as pool:
+        assert all(pool.map(ask, range(72)))
+    long = [(prompt, 180) for prompt in prompts]
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda p: spec_server.generate(p[0], temperature=0, max_new_tokens=p[1], ignore_eos=True), long))
+    assert "etract" in spec_server.log, "the KV pool was large enough for everyone; the test proves nothing"
+    time.sleep(3)
+    assert spec_server.generate(PROMPT, temperature=0, max_new_tokens=8).tokens
+    assert spec_server.post("/flush_cache", {}) is not None
+    assert "leak" not in spec_server.log
