@@ -1,0 +1,71 @@
+"""Greedy outputs with DSpark against plain SGLang, token for token, in float32 on the same attention backend.
+
+    python -m bench.exactness [--prompts 200] [--tokens 128] [--depths 1,3,7] [--concurrency 1,8] [--json OUT]
+
+Radix cache on, prefill in chunks of 64 tokens. One plain server gives the reference; one speculating server gives the
+rest, its depth lowered per request. Exits 1 when any output differs and prints where.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from dspark_sgl.server import Server
+from dspark_sgl.target import make_target
+
+from .prompts import eval_prompts
+
+ARGUMENTS = ("--dtype", "float32", "--chunked-prefill-size", "64")
+SPECULATE = ("--speculative-algorithm", "DSPARK_SGL", "--dspark-policy", "fixed-7")
+
+
+def generate(
+    server: Server, prompts: Sequence[str], concurrency: int, label: str, **params: Any
+) -> list[tuple[int, ...]]:
+    with ThreadPoolExecutor(concurrency) as pool:
+        answers = pool.map(lambda prompt: server.generate(prompt, temperature=0, **params).tokens, prompts)
+        return list(tqdm(answers, total=len(prompts), desc=label))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--prompts", type=int, default=200)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--depths", default="1,3,7")
+    parser.add_argument("--concurrency", default="1,8")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    prompts = [prompt.text for prompt in eval_prompts(options.prompts)]
+    model = ["--model-path", str(make_target()), *ARGUMENTS]
+    with Server(model) as server:
+        wanted = generate(server, prompts, 8, "plain", max_new_tokens=options.tokens)
+    results: list[dict[str, Any]] = []
+    with Server([*model, *SPECULATE]) as server:
+        for concurrency in map(int, options.concurrency.split(",")):
+            for depth in map(int, options.depths.split(",")):
+                server.post("/flush_cache", {})
+                got = generate(
+                    server,
+                    prompts,
+                    concurrency,
+                    f"depth {depth}, {concurrency} at a time",
+                    max_new_tokens=options.tokens,
+                    custom_params={"dspark": {"max_depth": depth}},
+                )
+                different = [i for i, pair in enumerate(zip(got, wanted, strict=True)) if pair[0] != pair[1]]
+                results.append({"depth": depth, "concurrency": concurrency, "of": len(prompts), "different": different})
+                print(f"{len(prompts) - len(different)} of {len(prompts)} identical", different[:10], flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1))
+    return int(any(result["different"] for result in results))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,133 @@
+"""What a user gets wrong at the start is one line that names the file, the field and the remedy; never a traceback."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dspark_sgl.settings import POLICY_VARIABLE
+
+from .draft_checkpoints import TARGET, write_draft
+
+pytest.importorskip("sglang")
+
+
+@pytest.fixture
+def args(tmp_path: Path) -> SimpleNamespace:
+    """Server arguments that would start."""
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / "config.json").write_text(json.dumps(TARGET))
+    return SimpleNamespace(
+        model_path=str(tmp_path / "target"),
+        speculative_draft_model_path=str(write_draft(tmp_path / "draft")),
+        speculative_draft_model_revision=None,
+        speculative_num_steps=None,
+        speculative_num_draft_tokens=None,
+        pp_size=1,
+    )
+
+
+def configure(args: Any) -> None:
+    from sglang.srt.plugins import load_plugins
+    from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
+
+    load_plugins()
+    SpeculativeAlgorithm.from_string("DSPARK_SGL").handle_server_args(args)
+
+
+def refusal(args: Any) -> str:
+    with pytest.raises(SystemExit) as error:
+        configure(args)
+    text = str(error.value)
+    assert text.startswith("error: ") and "\n" not in text
+    return text
+
+
+def test_good_arguments_start(args: SimpleNamespace) -> None:
+    configure(args)
+    assert args.disable_overlap_schedule and args.speculative_num_draft_tokens == args.speculative_num_steps + 1
+
+
+def test_a_missing_draft(args: SimpleNamespace) -> None:
+    args.speculative_draft_model_path += "-not"
+    assert "draft-not" in refusal(args)
+
+
+def test_a_truncated_draft(args: SimpleNamespace) -> None:
+    weights = Path(args.speculative_draft_model_path) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "model.safetensors" in refusal(args)
+
+
+@pytest.mark.parametrize(("field", "value"), [("vocab_size", 999), ("hidden_size", 24)])
+def test_a_draft_for_another_target(args: SimpleNamespace, field: str, value: int) -> None:
+    config = Path(args.model_path) / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), field: value}))
+    assert field in refusal(args)
+
+
+def test_gamma_zero(args: SimpleNamespace) -> None:
+    config = Path(args.speculative_draft_model_path) / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "block_size": 0}))
+    assert "block_size" in refusal(args)
+
+
+def test_no_draft_for_this_target(args: SimpleNamespace) -> None:
+    args.speculative_draft_model_path = None
+    assert "--speculative-draft-model-path" in refusal(args)
+
+
+def test_an_unknown_policy(args: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(POLICY_VARIABLE, "fixed-55")
+    assert "fixed-55" in refusal(args)
+
+
+def test_pipeline_parallelism(args: SimpleNamespace) -> None:
+    args.pp_size = 2
+    assert "--pp-size" in refusal(args)
+
+
+def test_an_sglang_that_does_not_fit(tmp_path: Path) -> None:
+    """In a fresh process, since a plugin is loaded once: SGLang asks for our algorithm and gets the reason."""
+    script = """
+import dspark_sgl.compat as compat
+def require(): raise compat.CompatError("SGLang 9.9 does not fit")
+compat.require = require
+from sglang.srt.plugins import load_plugins
+load_plugins()
+from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
+SpeculativeAlgorithm.from_string("DSPARK_SGL").validate_server_args(None)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 1 and done.stderr.strip().splitlines()[-1] == "error: SGLang 9.9 does not fit"
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.server
+def test_the_launched_server_says_it_in_one_line(target: Path) -> None:
+    folder = Path(tempfile.mkdtemp())
+    try:
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "sglang.launch_server", "--model-path", str(target)),
+                *("--speculative-algorithm", "DSPARK_SGL", "--dspark-policy", "fixed-l"),
+            ],
+            capture_output=True,
+            text=True,
+            cwd=folder,
+            timeout=300,
+            check=False,
+        )
+    finally:
+        shutil.rmtree(folder)
+    assert done.returncode != 0 and "Traceback" not in done.stdout + done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "fixed-l" in lines[0] and "did you mean" in lines[0]

@@ -1,0 +1,101 @@
+"""A Llama with twelve tokens and a DSpark draft for it, both random: the probability of every text is known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+VOCAB, HIDDEN, LAYERS, HEADS, KV_HEADS, RANK, GAMMA = 12, 32, 4, 4, 2, 4, 4
+MASK_TOKEN = 11
+
+
+def write_target(folder: Path) -> LlamaForCausalLM:
+    """Random weights, sharpened so that the next-token distributions are far from uniform."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=HIDDEN,
+        intermediate_size=64,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS,
+        max_position_embeddings=256,
+        bos_token_id=0,
+        eos_token_id=0,
+        tie_word_embeddings=False,
+    )
+    model = LlamaForCausalLM(config).float().eval()
+    with torch.no_grad():
+        model.lm_head.weight.normal_(std=0.35)
+        model.model.embed_tokens.weight.normal_()
+    model.save_pretrained(folder)
+    return model
+
+
+def write_draft(folder: Path) -> None:
+    """A DeepSpec checkpoint of random weights: it drafts badly, and must not bias anything."""
+    g = torch.Generator().manual_seed(1)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g) * 0.2
+
+    head_dim, kv = HIDDEN // HEADS, HIDDEN // HEADS * KV_HEADS
+    tensors = {
+        "fc.weight": random(HIDDEN, 2 * HIDDEN),
+        "hidden_norm.weight": torch.ones(HIDDEN),
+        "norm.weight": torch.ones(HIDDEN),
+        "markov_head.markov_w1.weight": random(VOCAB, RANK) * 4,
+        "markov_head.markov_w2.weight": random(VOCAB, RANK) * 4,
+        "confidence_head.proj.weight": random(1, HIDDEN + RANK),
+        "confidence_head.proj.bias": torch.zeros(1),
+    }
+    for name, shape in {
+        "self_attn.q_proj": (HIDDEN, HIDDEN),
+        "self_attn.k_proj": (kv, HIDDEN),
+        "self_attn.v_proj": (kv, HIDDEN),
+        "self_attn.o_proj": (HIDDEN, HIDDEN),
+        "mlp.gate_proj": (64, HIDDEN),
+        "mlp.up_proj": (64, HIDDEN),
+        "mlp.down_proj": (HIDDEN, 64),
+    }.items():
+        tensors[f"layers.0.{name}.weight"] = random(*shape)
+    for name, size in {
+        "self_attn.q_norm": head_dim,
+        "self_attn.k_norm": head_dim,
+        "input_layernorm": HIDDEN,
+        "post_attention_layernorm": HIDDEN,
+    }.items():
+        tensors[f"layers.0.{name}.weight"] = torch.ones(size)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = {
+        "architectures": ["Qwen3DSparkModel"],
+        "model_type": "qwen3",
+        "torch_dtype": "float32",
+        "vocab_size": VOCAB,
+        "hidden_size": HIDDEN,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "head_dim": head_dim,
+        "max_position_embeddings": 256,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "hidden_act": "silu",
+        "block_size": GAMMA,
+        "mask_token_id": MASK_TOKEN,
+        "target_layer_ids": [0, 2],
+        "num_target_layers": LAYERS,
+        "markov_rank": RANK,
+        "markov_head_type": "vanilla",
+        "enable_confidence_head": True,
+        "confidence_head_with_markov": True,
+        "layer_types": ["full_attention"],
+    }
+    (folder / "config.json").write_text(json.dumps(config))
