@@ -128,7 +128,7 @@ def write_responses(args: argparse.Namespace, temperature: float, path: Path) ->
         jobs.append(Job(tokenizer.encode(text, add_special_tokens=False), temperature, args.max_new))
         domain_of[id(jobs[-1])] = domain
     longest = max(len(job.ids) for job in jobs)
-    decoder = SlotDecoder.from_pretrained(args.model, 48, longest + args.max_new, args.device)
+    decoder = SlotDecoder.from_pretrained(args.model, 96, longest + args.max_new, args.device)
     total = len(jobs)
     with open(path.with_suffix(".part"), "w") as sink, tqdm(total=total, desc=f"target, T={temperature:g}") as bar:
         while bar.n < total:
@@ -171,7 +171,7 @@ def main() -> None:
     args = parser.parse_args()
     target = FrozenLlama.from_pretrained(args.model, 2048, args.device)
     draft = Draft.load(Path(args.draft)).to(args.device, target.dtype)
-    result = {}
+    result: dict = {"prompts": len(read_domains(args.prompts))}
     for temperature in (0.0, 1.0):
         path = Path(args.cache) / f"eval-t{temperature:g}-n{args.max_new}.jsonl"
         if not path.exists():

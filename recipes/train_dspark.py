@@ -226,6 +226,8 @@ class Trainer:
         begun, resumed_at, earlier = time.monotonic(), self.progress, self.seconds
         budget, last_report = args.minutes * 60, 0.0
         curve = Path(args.out) / "curve.jsonl"
+        # Compiles the loss before there are threads to race for it.
+        self.micro_batch(next(batches), 0)
         with ThreadPoolExecutor(args.workers) as pool, tqdm(unit="step", mininterval=10) as bar:
             while self.progress < 1.0:
                 seeds = [args.seed + self.step * args.accumulate + i for i in range(args.accumulate)]
