@@ -71,7 +71,7 @@ class SlotDecoder:
     @torch.no_grad()
     def admit(self, jobs: list[Sequence]) -> None:
         """Fill free slots: all but the last prompt token go into the cache, in groups of similar length."""
-        free = self.free_slots()
+        free = self.free_slots()[: len(jobs)]
         order = sorted(zip(free, jobs, strict=True), key=lambda pair: len(pair[1].ids))
         for first in range(0, len(order), 16):
             group = order[first : first + 16]

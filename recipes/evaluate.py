@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -146,16 +147,20 @@ def load_responses(path: Path) -> list[tuple[str, Record]]:
     return [(r["domain"], Record(r["prompt_ids"], r["response_ids"], r["temperature"])) for r in rows]
 
 
-def evaluate(draft: Draft, target: FrozenLlama, responses: list[tuple[str, Record]], temperature: float) -> dict:
+def evaluate(
+    draft: Draft, target: FrozenLlama, responses: list[tuple[str, Record]], temperature: float, workers: int
+) -> dict:
     """`overall` and per-domain summaries over the target's responses at one temperature."""
+    todo = [(domain, record) for domain, record in responses if len(record.response_ids) > 1]
+    with ThreadPoolExecutor(workers) as pool:
+        work = pool.map(lambda item: score(draft, target, item[1]), todo)
+        items = list(tqdm(work, total=len(todo), desc=f"draft, T={temperature:g}", mininterval=10))
     by_domain: dict[str, list[Scores]] = {}
-    for domain, record in tqdm(responses, desc=f"draft, T={temperature:g}", mininterval=10):
-        if len(record.response_ids) > 1:
-            by_domain.setdefault(domain, []).append(score(draft, target, record))
-    everything = [s for items in by_domain.values() for s in items]
+    for (domain, _), scores in zip(todo, items, strict=True):
+        by_domain.setdefault(domain, []).append(scores)
     return {
-        "overall": summarise(everything, temperature),
-        "domains": {name: summarise(items, temperature) for name, items in sorted(by_domain.items())},
+        "overall": summarise(items, temperature),
+        "domains": {name: summarise(part, temperature) for name, part in sorted(by_domain.items())},
     }
 
 
@@ -167,8 +172,10 @@ def main() -> None:
     parser.add_argument("--cache", required=True, help="folder for the target's responses")
     parser.add_argument("--max-new", type=int, default=128)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--workers", type=int, default=2, help="responses in flight, one thread each")
     parser.add_argument("--json", help="write the figures here")
     args = parser.parse_args()
+    torch.set_num_threads(1)
     target = FrozenLlama.from_pretrained(args.model, 2048, args.device)
     draft = Draft.load(Path(args.draft)).to(args.device, target.dtype)
     result: dict = {"prompts": len(read_domains(args.prompts))}
@@ -176,7 +183,9 @@ def main() -> None:
         path = Path(args.cache) / f"eval-t{temperature:g}-n{args.max_new}.jsonl"
         if not path.exists():
             write_responses(args, temperature, path)
-        result[f"temperature_{temperature:g}"] = evaluate(draft, target, load_responses(path), temperature)
+        result[f"temperature_{temperature:g}"] = evaluate(
+            draft, target, load_responses(path), temperature, args.workers
+        )
     text = json.dumps(result, indent=2)
     if args.json:
         Path(args.json).write_text(text + "\n")
