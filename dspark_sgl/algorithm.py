@@ -23,6 +23,9 @@ from .settings import policy_name
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_DEPTH, DEFAULT_NODES = 7, 15
+"""For drafters without a checkpoint to say: how deep they may draft, and the KV reserved for a tree."""
+
 
 def register(drafter: type[Drafter]) -> None:
     """Register `drafter` with SGLang under `drafter.algorithm`."""
@@ -78,8 +81,11 @@ class DrafterAlgorithm(CustomSpecAlgo):
     def _configure(self, args: Any) -> None:
         if args.pp_size != 1:
             raise DraftError(f"{self.name} does not run with pipeline parallelism; remove --pp-size {args.pp_size}")
+        if args.speculative_num_steps is not None and args.speculative_num_steps < 1:
+            raise DraftError("--speculative-num-steps must be at least 1; for plain decoding use --dspark-policy off")
         find_policy(policy_name())
         args.disable_overlap_schedule = True
+        args.disable_decode_cuda_graph = True
         args.enable_mixed_chunk = False
         args.speculative_eagle_topk = 1
         block = args.speculative_num_steps
@@ -92,19 +98,15 @@ class DrafterAlgorithm(CustomSpecAlgo):
             # The block pass needs a slot for every row it was trained with, however few are verified.
             args.speculative_num_draft_tokens = trained + 1
         else:
-            block = block or 5
-            args.speculative_num_draft_tokens = max(args.speculative_num_draft_tokens or 0, block + 1)
+            block = block or DEFAULT_DEPTH
+            args.speculative_num_draft_tokens = max(args.speculative_num_draft_tokens or DEFAULT_NODES + 1, block + 1)
         args.speculative_num_steps = block
 
     def _draft(self, args: Any) -> Path:
         """The draft checkpoint: the one named, or the one shipped or cached for this target."""
-        target = Path(args.model_path)
-        if not target.is_dir():
-            # A hub name: SGLang downloads it, and the draft has to be named.
-            if args.speculative_draft_model_path is None:
-                raise DraftError(f"{self.name} needs --speculative-draft-model-path for {args.model_path}")
-            return Path(args.speculative_draft_model_path)
-        path = args.speculative_draft_model_path or find_draft(target, self.name)
+        target = _local(args.model_path, args.revision)
+        named = args.speculative_draft_model_path
+        path = find_draft(target, self.name) if named is None else _local(named, args.speculative_draft_model_revision)
         if path is None:
             raise DraftError(
                 f"no draft for {self.name} is shipped or cached for {target}; name one with "
@@ -112,3 +114,17 @@ class DrafterAlgorithm(CustomSpecAlgo):
             )
         check_draft(path, target, self.name)
         return as_sglang_reads_it(Path(path))
+
+
+def _local(name: str, revision: str | None) -> Path:
+    """The folder of a checkpoint; one named as on a hub is downloaded, as SGLang itself would."""
+    path = Path(name)
+    if path.exists() or name.startswith(("/", ".")) or name.count("/") != 1:
+        return path
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, revision=revision))
+    except Exception as error:  # offline, gated, unknown: the library has many classes for it
+        reason = str(error).splitlines()[0]
+        raise DraftError(f"{name} is no folder here and cannot be downloaded: {reason}") from None

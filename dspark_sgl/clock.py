@@ -1,4 +1,4 @@
-"""Where a round's time goes: seconds per phase and token counts since the server started. Never blocks a device."""
+"""Where a round's time goes: seconds per phase and token counts since the server started. Never waits for a device."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class RoundClock:
             self._seconds[kind] += self._left_at - start
 
     def count(self, drafted: int, lengths: list[int]) -> None:
-        """A verify round: draft tokens verified, and tokens emitted per request."""
+        """A verify round: draft tokens verified, and tokens emitted by each request that had any."""
         self._counts["drafted"] += drafted
         self._counts["emitted"] += sum(lengths)
         self._counts["request_rounds"] += len(lengths)

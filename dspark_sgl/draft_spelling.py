@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 from pathlib import Path
 
 from .cache import cache_dir
-from .draft_config import read_draft_config, read_json
+from .draft_config import DraftError, read_draft_config, read_json
 
 
 def as_sglang_reads_it(draft: Path) -> Path:
@@ -19,12 +20,21 @@ def as_sglang_reads_it(draft: Path) -> Path:
         return draft
     text = json.dumps(flat, indent=1, sort_keys=True)
     folder = cache_dir("flat", hashlib.sha256(f"{draft.resolve()}\n{text}".encode()).hexdigest()[:16])
+    try:
+        _link(draft, folder, text)
+    except OSError as error:
+        raise DraftError.at(
+            folder, f"cannot be written: {error.strerror}", "set XDG_CACHE_HOME to a folder that can"
+        ) from None
+    return folder
+
+
+def _link(draft: Path, folder: Path, config: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for file in draft.iterdir():
-        link = folder / file.name
-        if file.name != "config.json" and not link.exists():
-            link.symlink_to(file.resolve())
+        if file.name != "config.json":
+            with contextlib.suppress(FileExistsError):  # made before, or by another process just now
+                (folder / file.name).symlink_to(file.resolve())
     scratch = folder / f".config-{os.getpid()}"
-    scratch.write_text(text)
+    scratch.write_text(config)
     scratch.replace(folder / "config.json")
-    return folder

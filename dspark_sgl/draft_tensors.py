@@ -82,6 +82,9 @@ def check_hot_vocab(folder: Path, config: DraftConfig) -> None:
     if not isinstance(ids, list) or not ids or any(type(i) is not int or not 0 <= i < config.vocab_size for i in ids):
         problem = f"must be a list of token ids below vocab_size {config.vocab_size}"
         raise DraftError.at(file, problem, "delete it to draft over the whole vocabulary")
+    if len(set(ids)) != len(ids):
+        # Two columns for one token would halve its q, and bias rejection sampling.
+        raise DraftError.at(file, "names a token twice", "delete it to draft over the whole vocabulary")
 
 
 def weight_files(folder: Path) -> list[Path]:

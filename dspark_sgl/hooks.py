@@ -1,6 +1,7 @@
-"""The four places where SGLang has no extension point and we wrap a function of its. Each is listed in `compat.py`.
+"""The four places where SGLang has no extension point and we wrap a function of its. Each is in `compat_surface.py`.
 
-Every hook does nothing in a server whose algorithm is not ours.
+A server whose algorithm is not ours gets an option it may ignore and, on our CPU platform, the slot table's torch twin;
+nothing else changes for it.
 """
 
 from __future__ import annotations
@@ -49,11 +50,12 @@ def _before_validate_request(_manager: Any, request: Any, _input_ids: list[int])
     params = request.sampling_params
     if isinstance(params, dict):
         parse_request_options(params.get("custom_params"))
-    if getattr(request, "return_hidden_states", False):
-        raise ValueError(
-            "return_hidden_states is not available with this speculative algorithm, whose drafter reads them; "
-            "start the server without --speculative-algorithm"
-        )
+    for name in ("return_hidden_states", "return_sampling_mask"):
+        if getattr(request, name, False):
+            raise ValueError(
+                f"{name} is not available with this speculative algorithm; start the server without "
+                "--speculative-algorithm"
+            )
 
 
 def _after_internal_state(_result: Any, controller: Any, state: dict[str, Any]) -> None:

@@ -28,7 +28,10 @@ def load() -> None:
     for problem in problems:
         logger.warning("%s", problem)
     for drafter in drafters.values():
-        algorithm.register(drafter)
+        try:
+            algorithm.register(drafter)
+        except ValueError as error:  # a name that SGLang keeps for itself
+            logger.warning("drafter %s is left out: %s", drafter.__name__, error)
     hooks.register()
 
 
@@ -44,6 +47,7 @@ def _refuse(reason: str) -> None:
     try:
         from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
+        # The drafters themselves may not import on such an SGLang; their entry points are named after them.
         for entry in entry_points(group="dspark_sgl.spec_algos"):
             SpeculativeAlgorithm.register(f"{entry.name}_SGL", validate_server_args=end)(end)
     except Exception as error:  # an SGLang so different that even this is gone calls the algorithm unknown

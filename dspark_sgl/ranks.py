@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def agree(decision: Tensor) -> Tensor:
-    """Rank 0's value of `decision`, in place; free on one rank."""
+    """Rank 0's value of `decision`; free on one rank."""
     parallel = get_parallel()
     if parallel.tp_size > 1:
         decision = decision.contiguous()

@@ -49,8 +49,8 @@ def accept(
 ) -> Acceptance:
     """Decide what one round emits; exact for every method.
 
-    logits: `[rows, V]`, constrained; method: `match`, `rejection`, or `auto` = rejection where the drafts were drawn at
-    random along chains, match elsewhere (nothing was drawn from a known q there)
+    logits: `[rows, V]`, constrained; method: `match`, or `rejection` (also `auto`): rejection where the drafts were
+    drawn at random along chains, match elsewhere, since nothing was drawn from a known q there
     """
     if sampling.all_greedy:
         return walk(layout, layout.pad(logits.argmax(-1)))

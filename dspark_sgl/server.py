@@ -39,9 +39,10 @@ class Answer:
 
     @property
     def accepted_length(self) -> float | None:
-        """Tokens per verify round, bonus included; None for plain decoding."""
+        """Tokens per verify round, bonus included; None from a server that does not speculate."""
         rounds = self.meta.get("spec_verify_ct")
-        return self.meta["completion_tokens"] / rounds if rounds else None
+        # The first token comes from prefill, not from a round.
+        return (self.meta["completion_tokens"] - 1) / rounds if rounds else None
 
 
 class Server:

@@ -10,6 +10,7 @@ never looks into a policy.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -45,6 +46,8 @@ class RequestHistory(History):
         self._request = request
 
     def tail(self, count: int) -> list[int]:
+        if count <= 0:
+            return []
         output = self._request.output_ids[-count:]
         missing = count - len(output)
         prompt = self._request.origin_input_ids[-missing:] if missing > 0 else []
@@ -64,7 +67,13 @@ class SpecWorker(BaseSpecWorker):
         self._drafter = self.drafter_class(
             DrafterContext(server_args, target_worker, gpu_id, nccl_port, block=get_spec().speculative_num_steps)
         )
+        self._block = min(self._drafter.block, int(get_spec().speculative_num_steps))
         self._width = int(get_spec().speculative_num_draft_tokens)
+        if self._drafter.max_nodes >= self._width:
+            raise ValueError(
+                f"{self._drafter.algorithm} proposes {self._drafter.max_nodes} nodes and the server keeps room for "
+                f"{self._width - 1}; start it with --speculative-num-draft-tokens {self._drafter.max_nodes + 1}"
+            )
         self._generator = torch.Generator(device=self.device).manual_seed(int(target_worker.random_seed))
         self._policy = find_policy(policy_name())
         self._scheduler = make_scheduler(self._policy)
@@ -156,8 +165,8 @@ class SpecWorker(BaseSpecWorker):
     def _limits(self, request: Any) -> Any:
         params = request.sampling_params
         if has_moving_penalties(params):
-            return parse_request_options({"dspark": {"max_depth": 0}}).limits(self._drafter.block)
-        return parse_request_options(params.custom_params).limits(self._drafter.block)
+            return parse_request_options({"dspark": {"max_depth": 0}}).limits(self._block)
+        return parse_request_options(params.custom_params).limits(self._block)
 
     def _plain_step(self, batch: Any, state: DecodeState) -> GenerationBatchResult:
         """Nobody speculates: SGLang's own decode step, sampler included; the drafter's context is kept in step."""
@@ -208,7 +217,11 @@ class SpecWorker(BaseSpecWorker):
             emitted = accepted.emitted(layout)
             if batch.return_logprob:
                 _logprobs(batch, output, layout, accepted, emitted)
-        clock.count(sum(layout.widths) - layout.batch_size, accepted.lengths.tolist())
+        lengths = accepted.lengths.tolist()
+        clock.count(
+            sum(layout.widths) - layout.batch_size,
+            [n for n, width in zip(lengths, layout.widths, strict=True) if width > 1],
+        )
         return self._result(
             output,
             emitted.flatten(),
@@ -236,13 +249,13 @@ class SpecWorker(BaseSpecWorker):
                 cache_locs=slots,
                 histories=[RequestHistory(request) for request in batch.reqs],
                 depths=depths,
-                temperature=sampling.draft_temperature,
+                # Match compares with the target's own draw, which is best met by the likeliest draft.
+                temperature=None if self._policy.accept.method == "match" else sampling.draft_temperature,
                 greedy=sampling.greedy,
                 generator=self._generator,
             )
         )
-        agree(proposal.tokens)
-        return proposal
+        return replace(proposal, tokens=agree(proposal.tokens))
 
     def _verify(self, batch: Any, state: DecodeState, layout: TreeLayout, rows: Tensor) -> Any:
         """One target forward over every row of every tree; logits `[rows, V]` and hidden states `[rows, K H]`."""

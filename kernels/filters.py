@@ -1,4 +1,5 @@
-"""The distribution a request samples from: temperature, then top-k, top-p and min-p, as SGLang's sampler defines them.
+"""The distribution a request samples from: temperature, then top-k, top-p and min-p, as SGLang's PyTorch sampler
+defines them.
 
 Rejection sampling is exact with respect to this filtered distribution. Never draws a token.
 """

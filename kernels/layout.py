@@ -128,6 +128,9 @@ def tree_layout(anchors: Tensor, drafts: Tensor, parents: Tensor, depths: Sequen
     order = torch.arange(1, nodes + 1, device=drafts.device)
     if bool((parents >= order).any()):
         raise ValueError("a draft tree's parents must precede their children")
+    absent = torch.cat([torch.zeros_like(parents[:, :1], dtype=torch.bool), parents == ROOT], dim=1)
+    if bool((absent.gather(1, parents.clamp(min=0)) & (parents != ROOT)).any()):
+        raise ValueError("a draft tree's node hangs from a node that is absent")
     depth = torch.zeros(bs, nodes + 1, dtype=torch.int64, device=drafts.device)
     for node in range(nodes):
         depth[:, node + 1] = depth.gather(1, parents[:, node : node + 1].clamp(min=0)).squeeze(1) + 1

@@ -21,7 +21,7 @@ NO_ROW = -1
 class Acceptance:
     """What one verify round yields per request.
 
-    path: int64 `[bs, P]`, accepted rows from the anchor down, `NO_ROW` after the end; `P` = deepest row + 1
+    path: int64 `[bs, P]`, accepted rows from the anchor down, `NO_ROW` after the end; `P` = greatest depth + 1
     lengths: int64 `[bs]`, rows on the path = tokens emitted (accepted drafts and one token of the target's own)
     bonus: int64 `[bs]`, the target's own token after the last accepted row: the next anchor
     """

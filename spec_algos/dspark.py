@@ -58,7 +58,7 @@ class DSparkDrafter(Drafter):
         config = parse_dspark_draft_config(draft_hf_config=self._runner.model_config.hf_config)
         self._gamma = int(config.resolve_gamma(default=None))
         self._mask_token = int(config.mask_token_id)
-        self._block = min(self._gamma, context.block or self._gamma)
+        self._block = min(self._gamma, context.block)
         # Some drafts leave the anchor's own row unused and predict from the mask rows alone.
         self._skip = 0 if self._model.sample_from_anchor else 1
         lm_head = unwrap_lora_layer(target.model.lm_head)

@@ -32,7 +32,7 @@ class Round:
     anchors: int64 `[bs]`, the last token of each request, not yet in the target's KV
     lens: int64 `[bs]`, tokens in the target's KV = the anchor's position; lens_cpu: the same on the host
     req_slots: int64 `[bs]`, rows of SGLang's request-to-token table
-    cache_locs: int64 `[bs, block]`, KV slots of positions `lens .. lens + block - 1`
+    cache_locs: int64 `[bs, S]`, KV slots of positions `lens .. lens + S - 1`, `S` = the server's draft tokens > block
     depths: how deep each request may be drafted (host); 0 = not at all
     temperature: float32 `[bs]`, or None when every request is greedy; greedy: bool `[bs]`
     generator: the round's only source of randomness, the same on every tensor-parallel rank
@@ -121,11 +121,11 @@ class Drafter(ABC):
 class DrafterContext:
     """What a drafter is built from: SGLang's own objects, named once.
 
-    block: the deepest path allowed by the server's settings, or None for the drafter's own
+    block: the deepest path allowed by the server's settings
     """
 
     server_args: Any
     target_worker: Any
     gpu_id: int
     nccl_port: int
-    block: int | None
+    block: int

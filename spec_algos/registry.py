@@ -5,7 +5,7 @@ A package adds a drafter with one entry point and no edit here:
     [project.entry-points."dspark_sgl.spec_algos"]
     mine = "my_package:MyDrafter"
 
-Never imports a drafter before it is asked for: a broken third-party drafter must not take the others down.
+A drafter that does not import is reported and left out: it never takes the others down.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from dspark_sgl.target import make_target
 
 PROMPTS = Path(__file__).parent.parent / "bench" / "prompts" / "eval.jsonl"
 SHARED = (
-    *("--dtype", "float32", "--chunked-prefill-size", "64"),
+    *("--dtype", "float32", "--chunked-prefill-size", "64", "--context-length", "384"),
     *("--max-total-tokens", "3000", "--max-running-requests", "16", "--log-level", "info"),
 )
 
@@ -37,8 +37,9 @@ def spec_server(target: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def plain_server(target: Path) -> Iterator[Server]:
-    """SGLang without speculation, on the same attention backend."""
-    with Server(["--model-path", str(target), *SHARED]) as server:
+    """SGLang without speculation, on the same attention backend. Synchronous as ours is: overlapped, SGLang counts a token
+    for the penalties one step late."""
+    with Server(["--model-path", str(target), "--disable-overlap-schedule", *SHARED]) as server:
         yield server
 
 

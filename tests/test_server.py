@@ -15,7 +15,7 @@ from dspark_sgl.server import Answer, Server, ServerError
 
 from .conftest import chat
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.timeout(1200)]
 
 PROMPT = chat("Write a python function to sort a list.")
 
@@ -68,6 +68,13 @@ def test_streaming_ends_where_generation_does(spec_server: Server) -> None:
     pieces = list(spec_server.stream(PROMPT, temperature=0, max_new_tokens=40))
     whole = spec_server.generate(PROMPT, temperature=0, max_new_tokens=40)
     assert len(pieces) > 3 and pieces[-1].text == whole.text
+
+
+def test_generation_up_to_the_context_length(spec_server: Server, plain_server: Server) -> None:
+    """The last block does not fit any more; its rows past the end must not touch a neighbour's slots."""
+    wanted = plain_server.generate("Once", temperature=0, max_new_tokens=382, ignore_eos=True)
+    got = spec_server.generate("Once", temperature=0, max_new_tokens=382, ignore_eos=True)
+    assert len(wanted.tokens) > 370 and got.tokens == wanted.tokens
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 9, 17])
@@ -229,7 +236,7 @@ def test_load_with_aborts_and_retractions_leaks_nothing(
     def ask(index: int) -> bool:
         prompt, wanted = prompts[index % 12], plain_answers[index % 12].tokens
         if index % 3 == 0:
-            body = {"text": prompt, "stream": True, "sampling_params": {"temperature": 0.8, "max_new_tokens": 400}}
+            body = {"text": prompt, "stream": True, "sampling_params": {"temperature": 0.8, "max_new_tokens": 200}}
             request = urllib.request.Request(
                 spec_server.url + "/generate", json.dumps(body).encode(), {"Content-Type": "application/json"}
             )

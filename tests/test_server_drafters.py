@@ -13,7 +13,7 @@ from dspark_sgl.server import Server
 from .conftest import SHARED, chat
 from .test_server import together
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.timeout(1200)]
 
 REPETITIVE = chat("Repeat this sentence five times: The cat sat on the mat and looked at the moon.")
 

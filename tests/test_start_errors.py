@@ -27,6 +27,7 @@ def args(tmp_path: Path) -> SimpleNamespace:
     (tmp_path / "target" / "config.json").write_text(json.dumps(TARGET))
     return SimpleNamespace(
         model_path=str(tmp_path / "target"),
+        revision=None,
         speculative_draft_model_path=str(write_draft(tmp_path / "draft")),
         speculative_draft_model_revision=None,
         speculative_num_steps=None,
