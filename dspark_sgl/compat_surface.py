@@ -80,7 +80,6 @@ _FORWARD = (
         "positions spec_info capture_hidden_mode",
         "the draft's block pass",
     ),
-    _srt("model_executor.forward_batch_info.ForwardBatch.init_new", "batch model_runner", "batches of the draft"),
     _srt("layers.logits_processor.LogitsProcessorOutput", "", "the draft's features"),
     _srt("mem_cache.memory_pool.KVWriteLoc", "", "writing the draft's context KV"),
 )
@@ -100,8 +99,16 @@ _DRAFT = (
     _srt("speculative.spec_utils.draft_pp_context", "", "the draft's own model runner"),
     _srt("speculative.dspark_components.dspark_config.parse_dspark_draft_config", "draft_hf_config", "draft configs"),
     _srt(
-        "speculative.dflash_info.DFlashVerifyInput", "draft_token positions draft_token_num", "the draft's block pass"
+        "speculative.dflash_info.DFlashVerifyInput",
+        "draft_token positions draft_token_num custom_mask capture_hidden_mode",
+        "the draft's block pass",
     ),
+    _srt("speculative.dflash_utils.can_dflash_slice_qkv_weight", "", "the draft's context KV"),
+    _srt("models.dflash.DFlashAttention.kv_proj_only", "hidden_states", "the draft's context KV"),
+    _srt("models.dflash.DFlashAttention.apply_k_norm", "k", "the draft's context KV"),
+    _srt("models.dflash.DFlashAttention.apply_k_rope", "positions k", "the draft's context KV"),
+    _srt("mem_cache.kv_index_translator.KVIndexTranslator.bind_own_plan", "", "the draft's block pass"),
+    _srt("mem_cache.kv_index_translator.KVIndexTranslator.pack_read_stream", "", "FlashInfer's KV indices"),
     _srt("models.dspark.Qwen3DSparkModel.project_target_hidden", "target_hidden", "the draft's context KV"),
     _srt("models.dspark.Qwen3DSparkModel.attach_shared_modules", "embed_tokens lm_head", "the target's lm_head"),
     _srt("models.dspark.gather_and_crop_vocab", "", "base logits of a draft"),
@@ -128,6 +135,10 @@ _CPU = (
     _srt("model_executor.cuda_graph_config.Phase.PREFILL", "", "no graphs on a CPU"),
     _srt("model_executor.cuda_graph_config.with_phase", "backend", "no graphs on a CPU"),
     _srt("mem_cache.memory_pool.MHATokenToKVPool.move_kv_cache", "", "keeping the accepted path's KV on a CPU"),
+    _srt("mem_cache.memory_pool.MHATokenToKVPool._init_kv_copy_and_warmup", "", "no Triton copy on a CPU"),
+    _srt("platforms.interface.SRTPlatform.get_kv_pool_cls", "kind", "no Triton copy on a CPU"),
+    _srt("layers.quantization.unquant.UnquantizedLinearMethod.apply", "layer x bias", "linear layers over few rows"),
+    _srt("layers.quantization.unquant.UnquantizedEmbeddingMethod.apply", "layer x bias", "the head over few rows"),
     _srt("mem_cache.allocation.assign_req_to_token_pool_func", "", "slots of a request without a GPU kernel"),
 )
 

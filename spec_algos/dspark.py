@@ -20,11 +20,13 @@ from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, Forw
 from sglang.srt.models.dspark import gather_and_crop_vocab, project_through_lm_head
 from sglang.srt.runtime_context import get_parallel
 from sglang.srt.speculative.dflash_info import DFlashVerifyInput
+from sglang.srt.speculative.dflash_utils import can_dflash_slice_qkv_weight
 from sglang.srt.speculative.draft_worker_common import build_draft_tp_worker
 from sglang.srt.speculative.dspark_components.dspark_config import parse_dspark_draft_config
 from sglang.srt.speculative.spec_utils import draft_pp_context
 from torch import Tensor
 
+from dspark_sgl.kernels.linear import linear
 from dspark_sgl.kernels.sequential_head import Linear, SequentialHead, confidence, draft_chain
 
 from .protocol import Commit, Drafter, DrafterContext, Proposal, Round
@@ -68,6 +70,7 @@ class DSparkDrafter(Drafter):
         if torch.device(target.device).type == "cpu":
             for layer in self._model.layers:
                 layer.self_attn.use_table_qk_norm_rope = False  # a Triton kernel; the model has a torch branch
+        self._kv_weight = _stacked_kv_weight([layer.self_attn for layer in self._model.layers])
         self._vocab = self._hot_vocabulary(lm_head)
         self._hot_head = None if self._vocab is None else lm_head.weight[self._vocab].contiguous()
         self._head = _sequential_head(self._model.markov_head, self._vocab)
@@ -112,16 +115,28 @@ class DSparkDrafter(Drafter):
             raise RuntimeError(f"{self.algorithm} needs the target's hidden states and the forward captured none")
         if commit.hidden.shape[0] == 0:
             return
-        context = self._model.project_target_hidden(commit.hidden)
+        context = self._context(commit.hidden)
         pool = self._runner.token_to_kv_pool
         slots = KVWriteLoc(commit.cache_locs, physical=True)
-        for layer in self._model.layers:
+        for layer, (keys, values) in zip(self._model.layers, self._keys_and_values(context), strict=True):
             attention = layer.self_attn
-            keys, values = attention.kv_proj_only(context)
             keys = attention.apply_k_rope(commit.positions, attention.apply_k_norm(keys))
             shape = (-1, attention.num_kv_heads, attention.head_dim)
             radix = attention.attn
             pool.set_kv_buffer(radix, slots, keys.view(shape), values.view(shape), radix.k_scale, radix.v_scale)
+
+    def _context(self, hidden: Tensor) -> Tensor:
+        """`[n, H]`: `H_ctx = hidden_norm(fc(hidden))`."""
+        if type(self._model.fc) is torch.nn.Linear:
+            return self._model.hidden_norm(linear(hidden, self._model.fc.weight))
+        return self._model.project_target_hidden(hidden)
+
+    def _keys_and_values(self, context: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Every layer's `[n, kv]` keys and values, before norm and RoPE: one product for all layers where it can be."""
+        if self._kv_weight is None:
+            return [layer.self_attn.kv_proj_only(context) for layer in self._model.layers]
+        both = linear(context, self._kv_weight).chunk(len(self._model.layers), -1)
+        return [tuple(layer.chunk(2, -1)) for layer in both]
 
     def _backbone(self, round: Round) -> Tensor:
         """`[bs, gamma, H]`: features of the block `anchor, mask, ..., mask` at positions `lens .. lens + gamma - 1`."""
@@ -151,7 +166,8 @@ class DSparkDrafter(Drafter):
     def _base_logits(self, hidden: Tensor) -> Tensor:
         """`[bs, D, Vq]`: `U_k = lm_head(h_k)`, through the target's head or its hot rows."""
         if self._hot_head is not None:
-            return torch.nn.functional.linear(hidden.to(self._hot_head.dtype), self._hot_head)
+            flat = linear(hidden.flatten(0, 1).to(self._hot_head.dtype), self._hot_head)
+            return flat.view(*hidden.shape[:2], -1)
         lm_head = self._model.lm_head
         flat = project_through_lm_head(hidden.flatten(0, 1), lm_head)
         return gather_and_crop_vocab(flat, lm_head).view(*hidden.shape[:2], -1)
@@ -169,6 +185,18 @@ class DSparkDrafter(Drafter):
             logger.info("%s: drafting over the whole vocabulary, since the lm_head is sharded", self.algorithm)
             return None
         return torch.tensor(json.loads(path.read_text()), dtype=torch.int64, device=lm_head.weight.device)
+
+
+def _stacked_kv_weight(attentions: list[Any]) -> Tensor | None:
+    """`[layers * 2 kv, H]`, or None where a layer does more than multiply (quantised, biased, scaled values)."""
+    rows = []
+    for attention in attentions:
+        projection = attention.qkv_proj
+        plain, _ = can_dflash_slice_qkv_weight(projection)
+        if not plain or projection.bias is not None or attention.v_scale is not None:
+            return None
+        rows.append(projection.weight[attention.q_size : attention.q_size + 2 * attention.kv_size])
+    return torch.cat(rows)
 
 
 def _linear(module: Any) -> Linear:
