@@ -49,8 +49,9 @@ the last draft of a block.
 
 ## What would still help
 
-More time: the curve had not flattened when the budget ended. More data of more kinds: the responses cover few prompts
-and end at 256 tokens. A calibration of the confidence head (sequential temperature scaling) belongs to the runtime.
+More training time first: the curve flattens because the learning rate ran out, not because the draft stopped learning.
+After that more prompts of more kinds, and longer responses. Calibrating the confidence head (sequential temperature
+scaling) belongs to the runtime.
 
 ## Licence
 
