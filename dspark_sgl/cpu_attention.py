@@ -42,6 +42,8 @@ FOLD_ROWS = 32
 # Padding a bucket may gather before a second bucket is cheaper, in key elements (keys * kv heads * head
 # dim): measured, a bucket costs about as much as reading this many.
 BUCKET_COST = 120_000
+# Key elements of a bucket of several segments: what was gathered should still be in the cache when it is used.
+BUCKET_SIZE = 1_000_000
 # Rows at which computing on a key costs as much again as fetching it. Measured.
 ROWS_PER_FETCH = 12
 
@@ -65,7 +67,7 @@ class Bucket:
     """Segments padded to one rectangle ``batch x rows x keys``.
 
     slots: int64 [batch * keys], or the slice of the pool they are when they lie in a row.
-    q_rows: int64 [batch * rows], the flat row of each padded row; None when they are all rows in order.
+    q_rows: int64 [batch * rows], the flat row of each padded row, or the slice they are.
     mask: additive, query dtype, [batch, 1, rows (x group when folded), keys]; None: everything is visible.
     """
 
@@ -73,7 +75,7 @@ class Bucket:
     rows: int
     keys: int
     slots: torch.Tensor | slice
-    q_rows: torch.Tensor | None
+    q_rows: torch.Tensor | slice
     mask: torch.Tensor | None
     causal: bool
     fold: bool
@@ -130,13 +132,14 @@ class CpuAttentionBackend(AttentionBackend):
         )
         self._swa_out_loc: torch.Tensor | None = None
         self._plans: dict[View, Plan] = {}
+        self._layer_plans: dict[int, Plan] = {}
 
     def support_triton(self) -> bool:
         return False
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
         """Read lengths and slots of this forward once; plans follow with the first layer of each kind."""
-        self._plans = {}
+        self._plans, self._layer_plans = {}, {}
         self.forward_metadata = None
         if forward_batch.forward_mode.is_idle() or forward_batch.batch_size == 0:
             return
@@ -164,6 +167,17 @@ class CpuAttentionBackend(AttentionBackend):
             self.pool.set_kv_buffer(layer, loc, k, v)
         if self.forward_metadata is None:
             return q.new_empty(q.shape[0], layer.tp_q_head_num * layer.v_head_dim)
+        plan = self._layer_plans.get(layer.layer_id)
+        if plan is None:
+            plan = self._layer_plans[layer.layer_id] = self._plan(layer, q.dtype)
+        keys, values = self.pool.get_key_buffer(layer.layer_id), self.pool.get_value_buffer(layer.layer_id)
+        outs = [attend(bucket, q, keys, values, layer) for bucket in plan.buckets]
+        out = outs[0] if len(outs) == 1 else torch.cat(outs)
+        return out if plan.order is None else out.index_select(0, plan.order)
+
+    forward_decode = forward_extend
+
+    def _plan(self, layer: RadixAttention, dtype: torch.dtype) -> Plan:
         view = View(
             window=layer.sliding_window_size,
             causal=layer.attn_type != AttentionType.ENCODER_ONLY,
@@ -171,18 +185,12 @@ class CpuAttentionBackend(AttentionBackend):
             width=layer.tp_k_head_num * layer.qk_head_dim,
             capped=layer.logit_cap > 0,
             swa_pool=bool(self._swa_layers) and self._swa_layers[layer.layer_id][1],
-            dtype=q.dtype,
+            dtype=dtype,
         )
-        plan = self._plans.get(view)
-        if plan is None:
+        if view not in self._plans:
             translate = self.pool.translate_loc_from_full_to_swa if view.swa_pool else None
-            plan = self._plans[view] = make_plan(self.forward_metadata, view, translate)
-        keys, values = self.pool.get_key_buffer(layer.layer_id), self.pool.get_value_buffer(layer.layer_id)
-        outs = [attend(bucket, q, keys, values, layer) for bucket in plan.buckets]
-        out = outs[0] if len(outs) == 1 else torch.cat(outs)
-        return out if plan.order is None else out.index_select(0, plan.order)
-
-    forward_decode = forward_extend
+            self._plans[view] = make_plan(self.forward_metadata, view, translate)
+        return self._plans[view]
 
 
 def read_batch(forward_batch: ForwardBatch, req_to_token: torch.Tensor) -> Batch:
@@ -248,13 +256,14 @@ def bucketed(segments: list[Segment], width: int) -> list[list[Segment]]:
         new_keys = max(keys, s.keys)
         added = len(buckets[-1]) * (cost(rows, new_keys) - cost(rows, keys)) if buckets else 0.0
         added += cost(rows, new_keys) - cost(s.rows, s.keys)
-        if not buckets or waste + added > BUCKET_COST:
+        full = buckets and (len(buckets[-1]) + 1) * new_keys * width > BUCKET_SIZE
+        if not buckets or full or waste + added > BUCKET_COST:
             buckets.append([])
             rows, keys, waste, added = s.rows, s.keys, 0.0, 0.0
         buckets[-1].append(s)
         keys = max(keys, s.keys)
         waste += added
-    return [sorted(b, key=lambda s: s.first) for b in buckets]
+    return sorted((sorted(b, key=lambda s: s.first) for b in buckets), key=lambda b: b[0].first)
 
 
 def make_plan(batch: Batch, view: View, translate=None) -> Plan:
@@ -307,7 +316,8 @@ def make_bucket(
         and view.window < 0
         and not int(prefix.max())
     )
-    fold = view.group > 1 and (n < FOLD_ROWS or view.capped)
+    one_half_row = n == 1 and view.dtype != torch.float32  # the kernel has a quicker way for these
+    fold = view.group > 1 and (view.capped or (n < FOLD_ROWS and not one_half_row))
     mask = None
     if not fused_causal:
         mask = visible(batch, view, flat, position, prefix, token, valid)
@@ -317,7 +327,7 @@ def make_bucket(
         rows=n,
         keys=span,
         slots=as_run(slots),
-        q_rows=None if bool(real.all()) and flat.numel() == sum(batch.rows) else flat.flatten(),
+        q_rows=as_run(flat.flatten()),
         mask=mask,
         causal=fused_causal,
         fold=fold,
@@ -363,12 +373,12 @@ def additive(see: torch.Tensor, real: torch.Tensor, view: View, fold: bool) -> t
     return mask[:, None]
 
 
-def as_run(slots: torch.Tensor) -> torch.Tensor | slice:
-    """A slice when the slots follow one another: a view of the pool then replaces a copy."""
-    first, last = int(slots[0]), int(slots[-1])
-    if last - first == len(slots) - 1 and torch.equal(slots, torch.arange(first, last + 1)):
+def as_run(index: torch.Tensor) -> torch.Tensor | slice:
+    """A slice when the indices follow one another: a view then replaces a copy."""
+    first, last = int(index[0]), int(index[-1])
+    if last - first == len(index) - 1 and torch.equal(index, torch.arange(first, last + 1)):
         return slice(first, last + 1)
-    return slots
+    return index
 
 
 def attend(
@@ -384,8 +394,7 @@ def attend(
         keys, values = keys.to(q.dtype), values.to(q.dtype)
     keys = keys.view(b, bucket.keys, heads, dim).transpose(1, 2)
     values = values.view(b, bucket.keys, heads, layer.v_head_dim).transpose(1, 2)
-    if bucket.q_rows is not None:
-        q = q.index_select(0, bucket.q_rows)
+    q = q[bucket.q_rows] if isinstance(bucket.q_rows, slice) else q.index_select(0, bucket.q_rows)
     group = layer.tp_q_head_num // heads
     if not bucket.fold:
         q = q.view(b, n, layer.tp_q_head_num, dim).transpose(1, 2)

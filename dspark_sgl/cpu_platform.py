@@ -62,6 +62,8 @@ class CpuPlatform(CpuDeviceMixin, SRTPlatform):
             server_args.chunked_prefill_size = CHUNKED_PREFILL
         if server_args.max_running_requests is None:
             server_args.max_running_requests = MAX_RUNNING_REQUESTS
+        # An idle scheduler that polls would hold one of the cores that the next request needs.
+        server_args.sleep_on_idle = True
         for phase in (Phase.PREFILL, Phase.DECODE):
             server_args.cuda_graph_config = with_phase(server_args.cuda_graph_config, phase, backend=Backend.DISABLED)
 
@@ -90,6 +92,11 @@ class CpuPlatform(CpuDeviceMixin, SRTPlatform):
 
         register()
         torch.set_flush_denormal(True)
+
+    def post_load_model(self, model: torch.nn.Module) -> None:
+        from .cpu_ops import install
+
+        install(model)
 
     def get_torch_profiler_activity_str(self) -> str:
         return "CPU"
