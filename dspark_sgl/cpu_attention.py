@@ -189,6 +189,7 @@ class CpuAttentionBackend(AttentionBackend):
         )
         if view not in self._plans:
             translate = self.pool.translate_loc_from_full_to_swa if view.swa_pool else None
+            assert self.forward_metadata is not None, "init_forward_metadata comes before the layers"
             self._plans[view] = make_plan(self.forward_metadata, view, translate)
         return self._plans[view]
 
@@ -347,7 +348,7 @@ def visible(
     """bool [batch, rows, keys]: may this row (``flat``, at ``position``) see this key (``token``)?"""
     at = token
     see = valid[:, None, :]
-    if batch.tree is not None and view.causal:
+    if batch.tree is not None and batch.depth is not None and view.causal:
         new = token - prefix[:, None]
         inside = new.clamp(0, batch.tree.shape[1] - 1)
         see = see & (

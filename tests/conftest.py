@@ -37,8 +37,8 @@ def spec_server(target: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def plain_server(target: Path) -> Iterator[Server]:
-    """SGLang without speculation, on the same attention backend. Synchronous as ours is: overlapped, SGLang counts a token
-    for the penalties one step late."""
+    """SGLang without speculation, on the same attention backend. Synchronous as ours is: overlapped, SGLang counts a
+    token for the penalties one step late."""
     with Server(["--model-path", str(target), "--disable-overlap-schedule", *SHARED]) as server:
         yield server
 
