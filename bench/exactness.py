@@ -50,7 +50,7 @@ def main() -> int:
     with Server([*model, *SPECULATE]) as server:
         for concurrency in map(int, options.concurrency.split(",")):
             for depth in map(int, options.depths.split(",")):
-                server.post("/flush_cache", {})
+                server.flush()
                 got = generate(
                     server,
                     prompts,

@@ -64,7 +64,7 @@ def main() -> int:
         problems = [p for p in tqdm(pool.map(ask, range(options.requests)), total=options.requests, desc="mixed") if p]
         time.sleep(5)  # idle: SGLang now counts its slots, and ends the server when one is missing
         server.generate(prompts[0], **{**params, "max_new_tokens": 8})
-        server.post("/flush_cache", {})
+        server.flush()
         retractions = server.log.count("etract")
     for problem in problems:
         print(problem)

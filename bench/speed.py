@@ -35,7 +35,7 @@ class Pass:
 
 
 def one_pass(server: Server, prompts: Sequence[str], tokens: int) -> Pass:
-    server.post("/flush_cache", {})
+    server.flush()
     seconds, count, first_tokens = 0.0, 0, []
     for prompt in prompts:
         start, first = time.perf_counter(), 0.0

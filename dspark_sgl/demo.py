@@ -75,7 +75,7 @@ def measure(server: Server, *, show: bool) -> Arm:
     """Stream the answer a few times; the first time is warm-up, shown when asked."""
     speeds, first_tokens, accepted = [], [], []
     for attempt in range(REPEATS + 1):
-        server.post("/flush_cache", {})
+        server.flush()
         start, first, shown, answer = time.perf_counter(), None, 0, None
         for answer in server.stream(PROMPT, temperature=0, max_new_tokens=TOKENS, ignore_eos=True):
             first = first or time.perf_counter()

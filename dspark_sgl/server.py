@@ -145,6 +145,17 @@ class Server:
                     piece = json.loads(data)
                     yield Answer(piece["text"], tuple(piece["output_ids"]), piece["meta_info"])
 
+    def flush(self) -> None:
+        """Empty the radix cache. SGLang refuses while a request is being put away, so this asks again for a while."""
+        for attempt in range(50):
+            try:
+                self.post("/flush_cache", {})
+                return
+            except ServerError:
+                if attempt == 49:
+                    raise
+                time.sleep(0.2)
+
     def report(self) -> dict[str, Any]:
         """Our own section of `/server_info`."""
         state = self.get("/server_info")["internal_states"][0]

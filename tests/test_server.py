@@ -56,7 +56,7 @@ def test_speculation_saves_rounds(spec_server: Server, prompts: list[str]) -> No
 
 def test_a_cached_prefix_drafts_as_well_as_a_fresh_one(spec_server: Server) -> None:
     """The context KV of a radix hit was written by another request; it must serve as well as one's own."""
-    spec_server.post("/flush_cache", {})
+    spec_server.flush()
     first = spec_server.generate(PROMPT, temperature=0, max_new_tokens=48)
     second = spec_server.generate(PROMPT, temperature=0, max_new_tokens=48)
     assert first.meta["cached_tokens"] == 0 and second.meta["cached_tokens"] > 20
@@ -256,5 +256,5 @@ def test_load_with_aborts_and_retractions_leaks_nothing(
     assert "etract" in spec_server.log, "the KV pool was large enough for everyone; the test proves nothing"
     time.sleep(3)
     assert spec_server.generate(PROMPT, temperature=0, max_new_tokens=8).tokens
-    assert spec_server.post("/flush_cache", {}) is not None
+    spec_server.flush()
     assert "leak" not in spec_server.log
