@@ -1,4 +1,4 @@
-"""`make demo`: a real model here answers one question without speculation and with it, and says what that saved.
+"""`make demo`: a real model here answers three questions without speculation and with it, and says what that saved.
 
     python -m dspark_sgl.demo            both arms, then the servers end
     python -m dspark_sgl.demo --serve    the speculating server, left running
@@ -17,12 +17,14 @@ from dataclasses import dataclass
 from .server import Server, ServerError
 from .target import TargetError, make_target
 
-QUESTION = "Explain step by step how to bake a simple loaf of bread at home."
-PROMPT = (
-    "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
-    f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
-)
-TOKENS = 160
+# One of each kind: how much speculation saves depends on how predictable the answer is.
+QUESTIONS = {
+    "arithmetic": "A farmer has 24 apples and gives 5 apples to each of 3 friends. How many apples are left?",
+    "code": "Write a python function that returns the largest number in a list.",
+    "chat": "Explain step by step how to bake a simple loaf of bread at home.",
+}
+SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+TOKENS = 96
 REPEATS = 3
 SPECULATE = ("--speculative-algorithm", "DSPARK_SGL")
 
@@ -57,27 +59,38 @@ def compare(model: list[str]) -> int:
         plain = measure(server, show=False)
     print("Starting SGLang with DSpark (about a minute) ...", flush=True)
     with Server([*model, *SPECULATE]) as server:
-        print(f"\n> {QUESTION}\n")
         dspark = measure(server, show=True)
-    print(f"\n{'':>18} {'tokens/s':>9} {'first token':>12} {'accepted length':>16}")
-    for name, arm in (("plain decoding", plain), ("DSpark", dspark)):
-        accepted = "1.00" if arm.accepted is None else f"{arm.accepted:.2f}"
-        print(f"{name:>18} {arm.speed:>9.1f} {arm.first_token_ms:>9.0f} ms {accepted:>16}")
-    rounds = TOKENS / (dspark.accepted or 1)
+    print(f"\n{'':>12} {'plain':>16} {'DSpark':>16} {'faster':>8} {'accepted':>9}   first token, ms")
+    for kind in QUESTIONS:
+        before, after = plain[kind], dspark[kind]
+        print(
+            f"{kind:>12} {before.speed:>10.1f} tok/s {after.speed:>10.1f} tok/s {after.speed / before.speed:>7.2f}x "
+            f"{after.accepted or 1:>9.2f}   {before.first_token_ms:.0f} -> {after.first_token_ms:.0f}"
+        )
+    seconds = [sum(1 / arm.speed for arm in arms.values()) for arms in (plain, dspark)]
+    passes = sum(TOKENS / (arm.accepted or 1) for arm in dspark.values())
     print(
-        f"\nSpeculation: {dspark.speed / plain.speed:.2f} times the speed; "
-        f"about {rounds:.0f} forward passes of the model instead of {TOKENS}."
+        f"\nWith speculation {seconds[0] / seconds[1]:.2f} times as fast: about {passes:.0f} forward passes "
+        f"for {TOKENS * len(QUESTIONS)} tokens."
     )
     return 0
 
 
-def measure(server: Server, *, show: bool) -> Arm:
+def measure(server: Server, *, show: bool) -> dict[str, Arm]:
+    """Every question's arm, in order."""
+    return {kind: measure_one(server, question, show=show) for kind, question in QUESTIONS.items()}
+
+
+def measure_one(server: Server, question: str, *, show: bool) -> Arm:
     """Stream the answer a few times; the first time is warm-up, shown when asked."""
+    prompt = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
     speeds, first_tokens, accepted = [], [], []
+    if show:
+        print(f"\n\n> {question}\n", flush=True)
     for attempt in range(REPEATS + 1):
         server.flush()
         start, first, shown, answer = time.perf_counter(), None, 0, None
-        for answer in server.stream(PROMPT, temperature=0, max_new_tokens=TOKENS, ignore_eos=True):
+        for answer in server.stream(prompt, temperature=0, max_new_tokens=TOKENS, ignore_eos=True):
             first = first or time.perf_counter()
             if show and attempt == 0:
                 print(answer.text[shown:], end="", flush=True)
@@ -100,7 +113,7 @@ def serve(model: list[str]) -> int:
     with Server([*model, *SPECULATE]) as server:
         print(f"Serving at {server.url}  (Ctrl-C ends it). Try:\n")
         print(f"""  curl -s {server.url}/v1/chat/completions -H 'Content-Type: application/json' \\
-    -d '{{"messages": [{{"role": "user", "content": "{QUESTION}"}}], "max_tokens": 100}}'""")
+    -d '{{"messages": [{{"role": "user", "content": "{QUESTIONS["chat"]}"}}], "max_tokens": 100}}'""")
         print(
             f"  curl -s {server.url}/server_info   # the section `dspark`: policy, accepted length, seconds per phase"
         )
