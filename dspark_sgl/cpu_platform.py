@@ -1,13 +1,11 @@
 """A plain CPU as an SGLang platform: ``python -m sglang.launch_server --model-path M`` and nothing else.
 
-Found through the entry-point group ``sglang.srt.platforms``. It fills in only what the user left open
-(attention backend, memory, chunk size), and it never activates where an accelerator is present, where
-another platform was asked for, or where SGLang's own CPU engine was.
+It fills in only what the user left open (attention backend, memory, chunk size). `cpu_activation.py` says when SGLang
+takes it. SGLang imports this module while it is being imported itself; whoever needs it imports `sglang` before.
 """
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
@@ -16,7 +14,6 @@ from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import PlatformCapabilities, SRTPlatform
 
-ENTRY_POINT = "dspark_cpu"
 ATTENTION_BACKEND = "dspark_cpu"
 
 # KV slots unless the user sizes memory: SGLang's rule takes most of the machine, whose memory is not ours alone,
@@ -26,18 +23,6 @@ MAX_TOTAL_TOKENS = 131_072
 CHUNKED_PREFILL = 1024
 # Sizes SGLang's table of requests (this many rows of context-length entries, zeroed at start).
 MAX_RUNNING_REQUESTS = 256
-
-
-def activate() -> str | None:
-    """SGLang's question to a platform plugin: the class to use on this machine, or None for "not mine"."""
-    wanted = os.environ.get("SGLANG_PLATFORM")
-    if wanted and wanted != ENTRY_POINT:
-        return None
-    if os.environ.get("SGLANG_USE_CPU_ENGINE") == "1":
-        return None
-    if torch.cuda.is_available() or torch.accelerator.current_accelerator(check_available=True) is not None:
-        return None
-    return f"{__name__}:CpuPlatform"
 
 
 class CpuPlatform(CpuDeviceMixin, SRTPlatform):

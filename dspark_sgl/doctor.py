@@ -71,7 +71,7 @@ def examine(model: str | None, draft: str | None, algorithm: str, policy: str | 
     yield _nvml(on_gpu)
     yield _library("FlashInfer", "flashinfer-python", "attention on a GPU", needed=on_gpu)
     yield _library("Triton", "triton", "kernels on a GPU", needed=on_gpu)
-    yield from _plugins()
+    yield from _plugins(on_gpu)
     yield _policy(policy or policy_name())
     yield _draft(model, draft, algorithm)
 
@@ -134,18 +134,19 @@ def _library(name: str, distribution: str, use: str, needed: bool) -> Finding:
         return Finding(name, "missing", use if needed else f"not needed here ({use})", remedy, fatal=needed)
 
 
-def _plugins() -> Iterator[Finding]:
+def _plugins(on_gpu: bool) -> Iterator[Finding]:
     allowed = {name.strip() for name in os.environ.get("SGLANG_PLUGINS", "").split(",") if name.strip()}
     for group, name in _ENTRY_POINTS.items():
         label = group.rpartition(".")[2].removesuffix("s")
+        fatal = name == _OUR_PLUGIN or not on_gpu  # a GPU has a platform of SGLang's own
         found = next((point for point in entry_points(group=group) if point.name == name), None)
         if found is None:
             detail = f"SGLang would not find us: no entry point {name} in {group}"
-            yield Finding(label, "missing", detail, "pip install this package (-e . in a checkout)", fatal=True)
+            yield Finding(label, "missing", detail, "pip install this package (-e . in a checkout)", fatal=fatal)
         elif allowed and name not in allowed:
-            yield Finding(label, "broken", f"SGLANG_PLUGINS leaves {name} out", f"add {name} to it", fatal=True)
+            yield Finding(label, "broken", f"SGLANG_PLUGINS leaves {name} out", f"add {name} to it", fatal=fatal)
         elif find(found.value.replace(":", ".")) is None:  # looked up, not loaded: that would import SGLang
-            yield Finding(label, "broken", f"{found.value} is not there", "reinstall this package", fatal=True)
+            yield Finding(label, "broken", f"{found.value} is not there", "reinstall this package", fatal=fatal)
         else:
             yield Finding(label, "ok", found.value)
     drafters = entry_points(group="dspark_sgl.spec_algos")

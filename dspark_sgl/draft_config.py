@@ -157,8 +157,9 @@ class _Fields:
 
     def layer_ids(self) -> tuple[int, ...]:
         value = self.get("target_layer_ids")
-        if not isinstance(value, list) or not value or any(type(i) is not int or i < 0 for i in value):
-            raise self.error(f"target_layer_ids must be a list of layer numbers from 0, not {value!r}")
+        if not isinstance(value, list) or not value or any(type(i) is not int or i < -1 for i in value):
+            problem = f"target_layer_ids must be a list of layer numbers (-1 is the embedding), not {value!r}"
+            raise self.error(problem)
         return tuple(value)
 
     def error(self, problem: str) -> DraftError:

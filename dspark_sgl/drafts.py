@@ -86,9 +86,10 @@ class _Target:
             if mine != other:
                 return f"{name} is {mine}, the target has {other}"
         highest = max(draft.target_layer_ids)
-        if highest >= self.num_layers:
+        last = self.num_layers - 2  # SGLang's models hand out what enters a layer, so not what leaves the last one
+        if highest > last:
             return (
-                f"target_layer_ids names layer {highest}, the target has {self.num_layers} (0 to {self.num_layers - 1})"
+                f"target_layer_ids names layer {highest}; of this target's {self.num_layers}, 0 to {last} can be read"
             )
         return None
 
