@@ -3,11 +3,11 @@
 import argparse
 import json
 import sys
-from dataclasses import asdict
 from typing import Any
 
 from .policies.errors import PolicyError
-from .policies.language import parse_policy
+from .policies.language import as_json
+from .policies.reader import parse_policy
 from .policies.shipped import find_policy, policy_source
 
 HELP = "check and show policies"
@@ -52,7 +52,7 @@ def _show(options: argparse.Namespace) -> int:
     file, content = policy_source(options.policy)
     policy = parse_policy(content, file)  # what is shown is known to be sound
     if options.json:
-        print(json.dumps(asdict(policy), indent=2))
+        print(json.dumps(as_json(policy), indent=2))
     else:
         sys.stdout.write(content.decode("utf-8-sig"))
     return 0

@@ -5,20 +5,56 @@ checked, explained and simulated in milliseconds on a machine that has neither.
 """
 
 from .errors import PolicyError
-from .language import Accept, FixedSchedule, Policy, load_policy, parse_policy
+from .language import (
+    Accept,
+    Calibration,
+    Cost,
+    Depth,
+    FixedSchedule,
+    Policy,
+    Rule,
+    Schedule,
+    Shape,
+    SloSchedule,
+    TableSchedule,
+    ThresholdSchedule,
+    ThroughputSchedule,
+    Tier,
+)
+from .limits import RequestLimits
+from .reader import load_policy, parse_policy
 from .requests import RequestOptions, parse_request_options
-from .scheduler import FixedScheduler, RequestLimits, Scheduler, make_scheduler
+from .rules import Active, RuleBook
+from .scheduler import FixedScheduler, Scheduler, make_scheduler
 from .shipped import find_policy, shipped_names
+from .signals import SIGNALS, RequestSignals, Signal, Snapshot
 
 __all__ = [
+    "SIGNALS",
     "Accept",
+    "Active",
+    "Calibration",
+    "Cost",
+    "Depth",
     "FixedSchedule",
     "FixedScheduler",
     "Policy",
     "PolicyError",
     "RequestLimits",
     "RequestOptions",
+    "RequestSignals",
+    "Rule",
+    "RuleBook",
+    "Schedule",
     "Scheduler",
+    "Shape",
+    "Signal",
+    "SloSchedule",
+    "Snapshot",
+    "TableSchedule",
+    "ThresholdSchedule",
+    "ThroughputSchedule",
+    "Tier",
     "find_policy",
     "load_policy",
     "make_scheduler",

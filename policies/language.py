@@ -1,31 +1,94 @@
-"""The policy language: one YAML file becomes one frozen `Policy`, or one located error.
+"""What a policy file says, as frozen dataclasses. `reader.py` makes them from YAML; `docs/policies.md` explains them.
 
-This version reads the part of the language that a fixed depth needs. Keys and kinds of the rest are refused
-by name (never ignored), so a policy written for a later version does not quietly mean something else here.
-To add a kind of schedule: a frozen dataclass, a reader in `_SCHEDULES`, and its scheduler in `scheduler.py`.
+`None` means "not said". Depths are draft tokens on the longest path of a request, nodes are all its draft tokens; the
+two are equal on a chain.
 """
 
-import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from types import MappingProxyType
 
-from .errors import PolicyError
-from .nodes import MAX_BYTES, Located, compose
+MAX_DEPTH = 64  # deeper than any drafter's block; `block` in a file reads as this
+MAX_NODES = 256
 
-MAX_DEPTH = 64
 ACCEPT_METHODS = ("auto", "rejection", "match")
+CALIBRATIONS = ("sts", "none")
+CAUSALITIES = ("auto", "early_stop", "lagged", "global")
+COST_SOURCES = ("profiled", "online")
+INTERPOLATIONS = ("step", "linear")
+REFINEMENTS = ("online", "off")
+SHAPES = ("chain", "tree", "auto")
 
-_LATER = "this version knows a fixed depth only"
-_LATER_KEYS = dict.fromkeys(("shape", "depth", "cost", "calibration", "tiers", "rules"), _LATER)
-_LATER_SCHEDULES = dict.fromkeys(("threshold", "table", "throughput", "slo"), _LATER)
+DEFAULT_TIER = "default"
 
 
 @dataclass(frozen=True)
 class FixedSchedule:
-    """Every request drafts and verifies `depth` tokens a round; 0 is plain decoding."""
+    """The same for every request, whatever the load: `depth` tokens on a chain, or `nodes` of a tree. Exactly one."""
 
-    depth: int
+    depth: int | None = None
+    nodes: int | None = None
+
+
+@dataclass(frozen=True)
+class ThresholdSchedule:
+    """The longest prefix whose calibrated survival stays at or above `confidence`, in (0, 1)."""
+
+    confidence: float
+
+
+@dataclass(frozen=True)
+class TableSchedule:
+    """Depth straight from one signal. `points`: (value of `by`, depth), increasing; below the first, the first."""
+
+    by: str
+    points: tuple[tuple[float, int], ...]
+    interpolate: str = "step"
+
+
+@dataclass(frozen=True)
+class ThroughputSchedule:
+    """The depths that maximise tokens per second (Algorithm 1 of the paper). `causality`: see causality.py."""
+
+    causality: str = "auto"
+
+
+@dataclass(frozen=True)
+class SloSchedule:
+    """The most throughput that keeps every user at this speed; the fastest point when none does."""
+
+    tokens_per_second_per_user: float
+    causality: str = "auto"
+
+
+Schedule = FixedSchedule | ThresholdSchedule | TableSchedule | ThroughputSchedule | SloSchedule
+
+SCHEDULES: Mapping[str, type[Schedule]] = MappingProxyType(
+    {
+        "fixed": FixedSchedule,
+        "threshold": ThresholdSchedule,
+        "table": TableSchedule,
+        "throughput": ThroughputSchedule,
+        "slo": SloSchedule,
+    }
+)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is drafted. A tree has at most `max_nodes` nodes and `branch` children per node."""
+
+    kind: str = "chain"
+    max_nodes: int = 32
+    branch: int = 4
+
+
+@dataclass(frozen=True)
+class Depth:
+    """Bounds on the depth of a request; None is 0 for `min` and the drafter's block for `max`."""
+
+    min: int | None = None
+    max: int | None = None
 
 
 @dataclass(frozen=True)
@@ -36,74 +99,71 @@ class Accept:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """Where the price of a step comes from. Speculation must promise (1 + margin) times what plain decoding gives."""
+
+    source: str = "profiled"
+    refine: str = "online"
+    margin: float = 0.02
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How the drafter's confidence becomes a chance: sequential temperature scaling, learning on, or as it comes."""
+
+    method: str = "sts"
+    online: bool = True
+
+
+@dataclass(frozen=True)
+class Tier:
+    """A class of requests: its weight in the objective and its bounds on depth."""
+
+    weight: float = 1.0
+    min_depth: int = 0
+    max_depth: int | None = None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What is different while `when` holds; None: as the policy says. `line`: where it stands in the file."""
+
+    when: str
+    schedule: Schedule | None = None
+    shape: Shape | None = None
+    depth: Depth | None = None
+    line: int = 0
+
+
+def _no_tiers() -> Mapping[str, Tier]:
+    return MappingProxyType({})
+
+
+@dataclass(frozen=True)
 class Policy:
+    """A whole policy. `digest`: the first 12 hex digits of the SHA-256 of the file; two copies of a text are equal."""
+
     name: str
-    schedule: FixedSchedule
+    schedule: Schedule
     accept: Accept = Accept()
     description: str = ""
+    shape: Shape = Shape()
+    depth: Depth = Depth()
+    cost: Cost = Cost()
+    calibration: Calibration = Calibration()
+    tiers: Mapping[str, Tier] = field(default_factory=_no_tiers)
+    rules: tuple[Rule, ...] = ()
+    digest: str = field(default="", compare=False)
 
 
-def load_policy(path: str | Path) -> Policy:
-    """Reads a policy file."""
-    return parse_policy(read_policy_file(path), str(path))
-
-
-def read_policy_file(path: str | Path) -> bytes:
-    """The content of a file, as much of it as could be a policy; a PolicyError when it cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise PolicyError(str(path), 0, 0, f"cannot be read: {reason}") from None
-
-
-def parse_policy(data: str | bytes, file: str = "<policy>") -> Policy:
-    """Reads a policy from text; `file` is what errors call it; its stem names a nameless policy."""
-    if isinstance(data, str):
-        data = data.encode("utf-8", "surrogatepass")
-    root = compose(data, file)
-    keys = ("version", "name", "description", "schedule", "accept")
-    fields = root.fields(keys, required=("version", "schedule"), later=_LATER_KEYS)
-    _check_version(fields["version"])
-    return Policy(
-        name=_read_name(fields["name"]) if "name" in fields else Path(file).stem,
-        description=fields["description"].text(2000).strip() if "description" in fields else "",
-        schedule=_read_schedule(fields["schedule"]),
-        accept=_read_accept(fields["accept"]) if "accept" in fields else Accept(),
-    )
-
-
-def _check_version(value: Located) -> None:
-    version = value.integer(0, 10**6)
-    if version != 1:
-        raise value.error(f"version {version} of the language is not known; this release reads 1")
-
-
-def _read_name(value: Located) -> str:
-    name = value.text(64)
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise value.error("name may hold letters, digits, '.', '_' and '-' only: it becomes a metrics label")
-    return name
-
-
-def _read_schedule(value: Located) -> FixedSchedule:
-    # The kind decides which other keys belong here, so it is read before them.
-    everything = {"kind", *(key for keys, _ in _SCHEDULES.values() for key in keys)}
-    kind = value.fields(sorted(everything), required=("kind",), later={"nodes": _LATER})["kind"]
-    keys, read = _SCHEDULES[kind.choice(_SCHEDULES, later=_LATER_SCHEDULES)]
-    return read(value.fields(("kind", *keys), required=keys))
-
-
-def _read_fixed(fields: dict[str, Located]) -> FixedSchedule:
-    return FixedSchedule(depth=fields["depth"].integer(0, MAX_DEPTH))
-
-
-_SCHEDULES: dict[str, tuple[tuple[str, ...], Callable[[dict[str, Located]], FixedSchedule]]] = {
-    "fixed": (("depth",), _read_fixed),
-}
-
-
-def _read_accept(value: Located) -> Accept:
-    fields = value.fields(("method",), required=("method",))
-    return Accept(method=fields["method"].choice(ACCEPT_METHODS))
+def as_json(value: object) -> object:
+    """A policy or a part of one as JSON can hold it, without what is not said; a schedule names its kind."""
+    if is_dataclass(value):
+        kinds = {"kind": kind for kind, cls in SCHEDULES.items() if type(value) is cls}
+        said = {entry.name: as_json(getattr(value, entry.name)) for entry in fields(value)}
+        return kinds | {name: entry for name, entry in said.items() if entry is not None}
+    if isinstance(value, Mapping):
+        return {str(key): as_json(entry) for key, entry in value.items()}
+    if isinstance(value, tuple):
+        return [as_json(entry) for entry in value]
+    return value

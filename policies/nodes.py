@@ -5,7 +5,7 @@ aliases are refused, nesting is bounded, and every value is checked by the one w
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import cast
 
@@ -17,6 +17,7 @@ from .suggest import did_you_mean, short
 MAX_BYTES = 64 * 1024
 MAX_NESTING = 16
 
+_NUMBER = r"-?(0|[1-9][0-9]{0,17})(\.[0-9]{1,18})?([eE][-+]?[0-9]{1,3})?"
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
 
 
@@ -32,31 +33,51 @@ class Located:
         mark = self.node.start_mark
         return PolicyError(self.file, mark.line + 1, mark.column + 1, message)
 
-    def fields(
-        self, known: Iterable[str], *, required: Iterable[str] = (), later: Mapping[str, str] | None = None
-    ) -> dict[str, "Located"]:
-        """The entries of a mapping. `later`: keys of the full language that this version refuses, and why."""
-        known, later = tuple(known), later or {}
+    def error_at(self, offset: int, message: str) -> PolicyError:
+        """Points at a character of the value, as nearly as YAML's quoting and folding let one say."""
+        if not isinstance(self.node, yaml.ScalarNode):
+            return self.error(message)
+        line, column = _place(self.node, offset)
+        return PolicyError(self.file, line + 1, column + 1, message)
+
+    def fields(self, known: Iterable[str], *, required: Iterable[str] = ()) -> dict[str, "Located"]:
+        """The entries of a mapping with these keys."""
+        known = tuple(known)
+        found: dict[str, Located] = {}
+        for key, value in self.entries():
+            name = key.node.value
+            if name not in known:
+                hint = did_you_mean(name, known) or f"; {self._name} takes {', '.join(known)}"
+                raise key.error(f"unknown key {short(name)} in {self._name}{hint}")
+            found[name] = value
+        for name in required:
+            if name not in found:
+                raise self.error(f"{self._name} needs the key {name!r}")
+        return found
+
+    def entries(self) -> list[tuple["Located", "Located"]]:
+        """Keys and values of a mapping, whatever the keys; none is given twice."""
         if not isinstance(self.node, yaml.MappingNode):
             raise self._wrong("a mapping (key: value)")
-        found: dict[str, Located] = {}
+        found: dict[str, tuple[Located, Located]] = {}
         for key_node, value_node in self.node.value:
             here = Located(self.file, self.path, key_node)
             if not isinstance(key_node, yaml.ScalarNode):
                 raise here.error(f"a key of {self._name} must be a word")
-            key = key_node.value
-            if key in later:
-                raise here.error(f"{short(key)} is not supported yet: {later[key]}")
-            if key not in known:
-                hint = did_you_mean(key, known) or f"; {self._name} takes {', '.join(known)}"
-                raise here.error(f"unknown key {short(key)} in {self._name}{hint}")
+            key = str(key_node.value)
             if key in found:
                 raise here.error(f"{short(key)} is given twice in {self._name}")
-            found[key] = Located(self.file, f"{self.path}.{key}".lstrip("."), value_node)
-        for key in required:
-            if key not in found:
-                raise self.error(f"{self._name} needs the key {key!r}")
-        return found
+            path = f"{self.path}.{key if len(key) < 64 else short(key)}".lstrip(".")
+            found[key] = (Located(self.file, f"a key of {self._name}", key_node), Located(self.file, path, value_node))
+        return list(found.values())
+
+    def items(self, most: int) -> list["Located"]:
+        """The values of a list with at most so many of them."""
+        if not isinstance(self.node, yaml.SequenceNode):
+            raise self._wrong("a list")
+        if len(self.node.value) > most:
+            raise self.error(f"{self._name} may have {most} entries, not {len(self.node.value)}")
+        return [Located(self.file, f"{self.path}[{i}]", node) for i, node in enumerate(self.node.value)]
 
     def text(self, max_length: int) -> str:
         node = self.node
@@ -80,16 +101,41 @@ class Located:
             raise self.error(f"{self._name} must be from {low} to {high}, not {value}")
         return value
 
-    def choice(self, options: Iterable[str], *, later: Mapping[str, str] | None = None) -> str:
-        options, later = tuple(options), later or {}
+    def number(self, low: float, high: float, *, above: bool = False) -> float:
+        """A number from `low` to `high`; `above`: more than `low`, and less than `high`."""
+        node = self.node
+        wanted = f"{'above' if above else 'from'} {low:g} {'and below' if above else 'to'} {high:g}"
+        # What YAML 1.1 takes for text, 1e-3 for instance, is a number to everybody else.
+        plain = isinstance(node, yaml.ScalarNode) and node.style is None and re.fullmatch(_NUMBER, node.value)
+        if not plain:
+            raise self._wrong(f"a number {wanted}")
+        value = float(node.value)
+        if not (low < value < high if above else low <= value <= high):
+            raise self.error(f"{self._name} must be {wanted}, not {short(node.value)}")
+        return value
+
+    def flag(self) -> bool:
+        if _kind(self.node) != "bool" or self.node.value.lower() not in ("true", "false"):
+            raise self._wrong("true or false")
+        return bool(self.node.value.lower() == "true")
+
+    def condition(self, max_length: int) -> str:
+        """Text; also a bare `true` or `false`, which YAML takes for something else."""
+        if _kind(self.node) == "bool" and self.node.value in ("true", "false"):
+            return str(self.node.value)
+        if self.node.tag.startswith("!"):
+            raise self.error(f"{self._name} begins with '!', which YAML takes for a tag; put it in quotes")
+        return self.text(max_length)
+
+    def choice(self, options: Iterable[str]) -> str:
+        options = tuple(options)
         if not isinstance(self.node, yaml.ScalarNode):
             raise self._wrong("a word")
         value = str(self.node.value)
-        if value in later:
-            raise self.error(f"{self._name} {short(value)} is not supported yet: {later[value]}")
         if value not in options:
             hint = did_you_mean(value, options)
-            raise self.error(f"{self._name} must be one of {', '.join(options)}, not {short(value)}{hint}")
+            known = "one of " + ", ".join(options) if len(options) < 8 or not hint else "a known word"
+            raise self.error(f"{self._name} must be {known}, not {short(value)}{hint}")
         return value
 
     @property
@@ -98,6 +144,20 @@ class Located:
 
     def _wrong(self, expected: str) -> PolicyError:
         return self.error(f"{self._name} must be {expected}, not {_describe(self.node)}")
+
+
+def _place(node: yaml.ScalarNode, offset: int) -> tuple[int, int]:
+    """Line and column, from 0, of a character of a scalar: the written text is followed along with the value."""
+    start, end = node.start_mark, node.end_mark
+    written = str(start.buffer)[start.pointer : end.pointer]
+    at = written.find("\n") if node.style in ("|", ">") else 0
+    for character in node.value[: offset + 1].rstrip():
+        if not character.isspace() and (found := written.find(character, at)) >= 0:
+            at = found + 1
+    behind = len(node.value[: offset + 1].rstrip()) <= offset  # the end of the value: one past its last character
+    at = max(at - (not behind), 0)
+    lines = written[:at].split("\n")
+    return start.line + len(lines) - 1, len(lines[-1]) + (start.column if len(lines) == 1 else 0)
 
 
 def _kind(node: yaml.Node) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .language import MAX_DEPTH
-from .scheduler import RequestLimits
+from .limits import RequestLimits
 from .suggest import did_you_mean, short
 
 KEY = "dspark"

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from .errors import PolicyError
 from .language import FixedSchedule, Policy
 
 
@@ -35,7 +36,8 @@ class FixedScheduler:
 
 
 def make_scheduler(policy: Policy) -> Scheduler:
-    """The scheduler of a policy; every kind of schedule that the language can express has exactly one."""
-    match policy.schedule:
-        case FixedSchedule(depth):
-            return FixedScheduler(depth)
+    """The scheduler of a policy with a fixed depth, the one kind that there is a scheduler for."""
+    schedule = policy.schedule
+    if isinstance(schedule, FixedSchedule) and schedule.depth is not None:
+        return FixedScheduler(schedule.depth)
+    raise PolicyError(policy.name, 0, 0, "this release schedules a fixed depth only; take one of fixed-1 to fixed-7")

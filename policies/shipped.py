@@ -7,7 +7,8 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from .errors import PolicyError
-from .language import Policy, parse_policy, read_policy_file
+from .language import Policy
+from .reader import parse_policy, read_policy_file
 from .suggest import did_you_mean
 
 _FOLDER = "dspark_sgl.policies_yaml"

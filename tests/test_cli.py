@@ -116,7 +116,7 @@ def test_show_prints_a_policy_as_written_and_as_understood(capsys: Captured):
     assert main(["policy", "show", "off"]) == 0
     assert capsys.readouterr().out.startswith("# Plain decoding")
     assert main(["policy", "show", "fixed-3", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["schedule"] == {"depth": 3}
+    assert json.loads(capsys.readouterr().out)["schedule"] == {"kind": "fixed", "depth": 3}
 
 
 def test_a_mistake_is_one_line_on_stderr(capsys: Captured):

@@ -22,6 +22,7 @@ from dspark_sgl.policies import (
 
 HEAD = "version: 1\n"
 FIXED = HEAD + "schedule: {kind: fixed, depth: 3}\n"
+TABLE = HEAD + "schedule: {kind: table, by: batch.size,\n"
 
 
 def refusal(text: str | bytes) -> str:
@@ -58,7 +59,33 @@ def test_depth_may_be_at_its_bounds(depth: int):
         (HEAD + "schedul: {}", "2:1", "did you mean 'schedule'?"),
         (HEAD + "schedule: 3", "2:11", "schedule must be a mapping"),
         (HEAD + "schedule: {kind: fixed, dept: 3}", "2:25", "did you mean 'depth'?"),
-        (HEAD + "schedule: {kind: fixed}", "2:11", "needs the key 'depth'"),
+        (HEAD + "schedule: {kind: fixed}", "2:11", "needs one of depth and nodes"),
+        (HEAD + "schedule: {kind: fixed, depth: 1, nodes: 1}", "2:11", "needs one of depth and nodes"),
+        (HEAD + "schedule: {kind: fixed, nodes: 257}", "2:32", "from 0 to 256"),
+        (HEAD + "schedule: {kind: threshold}", "2:11", "needs the key 'confidence'"),
+        (HEAD + "schedule: {kind: threshold, confidence: 1}", "2:41", "above 0 and below 1, not '1'"),
+        (HEAD + "schedule: {kind: threshold, confidence: high}", "2:41", "a number above 0"),
+        (HEAD + "schedule: {kind: threshold, confidence: .nan}", "2:41", "a number above 0"),
+        (HEAD + "schedule: {kind: threshold, depth: 3}", "2:29", "unknown key 'depth'"),
+        (HEAD + "schedule: {kind: slo, tokens_per_second_per_user: 0}", "2:51", "above 0"),
+        (TABLE + "points: {1: 2, 1: 3}}", "3:16", "given twice"),
+        (TABLE + "points: {4: 2, 1: 3}}", "3:16", "must increase; 1 comes after 4"),
+        (TABLE + "points: {few: 2}}", "3:10", "a number from 0"),
+        (TABLE + "points: {1: 2.5}}", "3:13", "whole number"),
+        (TABLE + "points: {}}", "3:9", "1 to 64 entries"),
+        (TABLE + "points: [1, 2]}", "3:9", "a mapping"),
+        (TABLE.replace("batch.size", "batch.sise") + "points: {1: 2}}", "2:29", "did you mean 'batch.size'?"),
+        (TABLE.replace("batch.size", "gpu.throttled") + "points: {1: 2}}", "2:29", "must be one of"),
+        (TABLE.replace("batch.size", "kv.usage") + "points: {50: 2}}", "3:9", "never reaches 50"),
+        (FIXED + "depth: {min: 3, max: 2}", "3:14", "depth.min is 3, above its max, 2"),
+        (FIXED + "depth: {max: blok}", "3:14", "whole number"),
+        (FIXED + "shape: {branch: 0}", "3:17", "from 1 to 16"),
+        (FIXED + "cost: {margin: 1.5}", "3:16", "from 0 to 1"),
+        (FIXED + "calibration: {online: yes}", "3:23", "must be true or false"),
+        (FIXED + "tiers: {a b: {}}", "3:9", "may hold"),
+        (FIXED + "tiers: {a: {min_depth: 3, max_depth: 2}}", "3:24", "above max_depth"),
+        (FIXED + "depth: {max: 2}\ntiers: {a: {min_depth: 3}}", "4:12", "above the policy's depth.max, 2"),
+        (FIXED + "tiers: {a: {wait: 3}}", "3:13", "did you mean 'weight'?"),
         (HEAD + "schedule: {kind: fixed, depth: 65}", "2:32", "from 0 to 64, not 65"),
         (HEAD + "schedule: {kind: fixed, depth: -1}", "2:32", "from 0 to 64, not -1"),
         (HEAD + "schedule: {kind: fixed, depth: 1.5}", "2:32", "whole number"),
@@ -69,9 +96,6 @@ def test_depth_may_be_at_its_bounds(depth: int):
         (HEAD + "schedule: {kind: fixed, depth: [3]}", "2:32", "not a list"),
         (HEAD + "schedule: {kind: fixed, depth: 3, depth: 4}", "2:35", "given twice"),
         (HEAD + "schedule: {kind: fixt, depth: 3}", "2:18", "did you mean 'fixed'?"),
-        (HEAD + "schedule: {kind: throughput}", "2:18", "not supported yet"),
-        (HEAD + "schedule: {kind: fixed, nodes: 8}", "2:25", "not supported yet"),
-        (FIXED + "rules: []", "3:1", "'rules' is not supported yet"),
         (FIXED + "accept: {method: rejections}", "3:18", "did you mean 'rejection'?"),
         (FIXED + "accept: match", "3:9", "accept must be a mapping"),
         (FIXED + "name: off", "3:7", "put it in quotes"),
