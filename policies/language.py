@@ -159,9 +159,9 @@ class Policy:
 def as_json(value: object) -> object:
     """A policy or a part of one as JSON can hold it, without what is not said; a schedule names its kind."""
     if is_dataclass(value):
-        kinds = {"kind": kind for kind, cls in SCHEDULES.items() if type(value) is cls}
-        said = {entry.name: as_json(getattr(value, entry.name)) for entry in fields(value)}
-        return kinds | {name: entry for name, entry in said.items() if entry is not None}
+        kinds = [("kind", kind) for kind, cls in SCHEDULES.items() if type(value) is cls]
+        said = [(entry.name, as_json(getattr(value, entry.name))) for entry in fields(value)]
+        return dict(kinds + [(name, entry) for name, entry in said if entry is not None])
     if isinstance(value, Mapping):
         return {str(key): as_json(entry) for key, entry in value.items()}
     if isinstance(value, tuple):
