@@ -1,5 +1,7 @@
 """The policy language: faults are named with their place, and nothing but a PolicyError ever comes out."""
 
+import re
+import time
 from pathlib import Path
 
 import pytest
@@ -9,16 +11,16 @@ from hypothesis import strategies as st
 from dspark_sgl.policies import (
     Accept,
     FixedSchedule,
-    FixedScheduler,
     Policy,
     PolicyError,
-    RequestLimits,
+    RuleBook,
+    Snapshot,
     find_policy,
     load_policy,
-    make_scheduler,
     parse_policy,
     shipped_names,
 )
+from dspark_sgl.policies.shipped import policy_source
 
 HEAD = "version: 1\n"
 FIXED = HEAD + "schedule: {kind: fixed, depth: 3}\n"
@@ -123,12 +125,21 @@ def test_a_fault_is_named_with_its_place(text: str | bytes, place: str, words: s
 
 
 def test_every_shipped_policy_loads_under_its_own_name():
-    assert shipped_names() == [f"fixed-{n}" for n in range(1, 8)] + ["off"]
+    fixed = [f"fixed-{n}" for n in range(1, 8)]
+    adapting = {"adaptive", "latency", "throughput", "slo-interactive", "long-context", "power-capped"}
+    assert set(shipped_names()) == {*fixed, *adapting, "off"}
     for name in shipped_names():
         policy = find_policy(name)
         assert policy.name == name
         assert policy.description
-        assert policy.schedule.depth == (0 if name == "off" else int(name[-1]))
+        if name not in adapting:
+            assert policy.schedule == FixedSchedule(0 if name == "off" else int(name[-1]))
+
+
+def test_every_shipped_policy_says_when_to_use_it():
+    for name in shipped_names():
+        header = policy_source(name)[1].decode().partition("version:")[0]
+        assert re.search(r"Use it (when|where|for|to)\b|[Ff]irst guess|[Uu]se it", header), name
 
 
 def test_a_file_wins_over_a_shipped_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -141,7 +152,7 @@ def test_a_file_wins_over_a_shipped_name(tmp_path: Path, monkeypatch: pytest.Mon
     ("name", "words"),
     [
         ("fixd-5", "did you mean 'fixed-5'?"),
-        ("nothing-like-it", "shipped: fixed-1, "),
+        ("nothing-like-it", "shipped: adaptive, "),
         ("./fixed-5.yaml", "no such policy file; did you mean 'fixed-5'?"),
         ("", "no policy file"),
         ("x" * 5000, "no policy file"),
@@ -160,48 +171,47 @@ def test_a_folder_in_place_of_a_file_is_one_line(tmp_path: Path):
         load_policy(tmp_path)
 
 
-def test_the_fixed_scheduler_keeps_to_the_limits_of_each_request():
-    scheduler = make_scheduler(parse_policy(FIXED))
-    assert scheduler == FixedScheduler(3)
-    assert scheduler.depths([RequestLimits(7), RequestLimits(2), RequestLimits(0)]) == [3, 2, 0]
-    assert scheduler.depths([]) == []
-
-
-SEED = FIXED + 'name: "mine"\ndescription: >\n  folded\n  text\naccept: {method: auto}  # comment\n'
-BITS = ["\t", "'", '"', "[", "{", "}", ":", "&a ", "*a", "!!int ", "!x ", "? ", "- ", "|", "%YAML 1.9\n"]
+SEEDS = [policy_source(name)[1].decode() for name in ("adaptive", "slo-interactive", "power-capped")]
+SEEDS.append(FIXED + 'name: "mine"\ndescription: >\n  folded\n  text\naccept: {method: auto}  # comment\n')
+BITS = ["\t", "'", '"', "[", "{", "}", ":", "&a ", "*a", "!!int ", "!x ", "? ", "- ", "|", ">", "%YAML 1.9\n", "\n  "]
+BITS += ["\0", "\u2028", "\ud800", "\\", '"\\x', '"\\uD800"', "0x10", "1e999", "9" * 5000, "---\n", "...", "<<: "]
 BITS += [
-    "\0",
-    "\u2028",
-    "\ud800",
-    "\\",
-    '"\\x',
-    '"\\uD800"',
-    "0x10",
-    "1e999",
-    "9" * 5000,
-    "---\n",
-    "...",
-    "<<: ",
+    "&& ",
+    "||",
+    "(" * 99,
+    "!" * 999,
+    "?",
+    " in [1]",
+    "batch.size",
+    "request.tier",
+    "== 'x'",
+    ".all(x, x)",
+    "- " * 500,
 ]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=1000, deadline=None)
 @given(
+    st.sampled_from(SEEDS),
     st.lists(
-        st.tuples(st.integers(0, len(SEED)), st.integers(0, 6), st.one_of(st.sampled_from(BITS), st.text())),
+        st.tuples(st.floats(0, 1), st.integers(0, 6), st.one_of(st.sampled_from(BITS), st.text(max_size=9))),
         min_size=1,
         max_size=4,
-    )
+    ),
 )
-def test_mutated_policies_load_or_are_refused_in_one_line(edits: list[tuple[int, int, str]]):
-    text = SEED
-    for at, removed, added in edits:
+def test_mutated_policies_load_or_are_refused_in_one_line(text: str, edits: list[tuple[float, int, str]]):
+    for place, removed, added in edits:
+        at = int(place * len(text))
         text = text[:at] + added + text[at + removed :]
+    start = time.perf_counter()
     try:
-        assert isinstance(parse_policy(text), Policy)
+        policy = parse_policy(text)
+        RuleBook(policy, block=7).batch(Snapshot({"batch.size": 8.0, "kv.usage": 0.5}))
     except PolicyError as error:
         assert "\n" not in str(error)
         assert str(error).isprintable()
+        assert error.line <= len(re.findall("[\n\r\x85\u2028\u2029]", text)) + 1
+    assert time.perf_counter() - start < 2
 
 
 @settings(max_examples=200, deadline=None)
