@@ -7,12 +7,12 @@ import argparse
 import os
 import sys
 
-from . import __version__, doctor, policy_command
+from . import __version__, completion_command, doctor, policy_command
 from .compat import CompatError
 from .draft_config import DraftError
 from .policies.errors import PolicyError
 
-_COMMANDS = {"doctor": doctor, "policy": policy_command}
+_COMMANDS = {"doctor": doctor, "policy": policy_command, "completion": completion_command}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -22,7 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name, module in _COMMANDS.items():
         command = commands.add_parser(name, help=module.HELP, description=module.HELP)
         module.add_arguments(command)
-        command.set_defaults(run=module.run)
+        command.set_defaults(run=module.run, parser=parser)
     return parser
 
 

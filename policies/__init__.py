@@ -1,7 +1,8 @@
 """Policies: how much of a draft is worth the target's time. Plain Python.
 
 Nothing in this folder imports torch, SGLang or any other part of this project, so that a policy can be
-checked, explained and simulated in milliseconds on a machine that has neither.
+checked, explained and simulated in milliseconds on a machine that has neither. What computes with arrays
+(scheduler, cost, calibration, simulator) is imported from its own module: reading a policy needs no numpy.
 """
 
 from .errors import PolicyError
@@ -25,7 +26,6 @@ from .limits import RequestLimits
 from .reader import load_policy, parse_policy
 from .requests import RequestOptions, parse_request_options
 from .rules import Active, RuleBook
-from .scheduler import FixedScheduler, Scheduler, make_scheduler
 from .shipped import find_policy, shipped_names
 from .signals import SIGNALS, RequestSignals, Signal, Snapshot
 
@@ -37,7 +37,6 @@ __all__ = [
     "Cost",
     "Depth",
     "FixedSchedule",
-    "FixedScheduler",
     "Policy",
     "PolicyError",
     "RequestLimits",
@@ -46,7 +45,6 @@ __all__ = [
     "Rule",
     "RuleBook",
     "Schedule",
-    "Scheduler",
     "Shape",
     "Signal",
     "SloSchedule",
@@ -57,7 +55,6 @@ __all__ = [
     "Tier",
     "find_policy",
     "load_policy",
-    "make_scheduler",
     "parse_policy",
     "parse_request_options",
     "shipped_names",

@@ -1,6 +1,7 @@
 """The command line: what is right, what is wrong in one line, exit codes, and the same as JSON."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -133,3 +134,23 @@ def test_a_wrong_call_shows_the_usage(arguments: list[str], capsys: Captured):
         main(arguments)
     assert caught.value.code == 2
     assert "usage: dspark-sgl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("dspark-sgl po", "policy"),
+        ("dspark-sgl policy li", "lint"),
+        ("dspark-sgl policy show slo", "slo-interactive"),
+        ("dspark-sgl policy lint off --j", "--json"),
+        ("dspark-sgl doctor --policy fixed-7 --dr", "--draft"),
+    ],
+)
+def test_a_shell_completes_commands_options_and_policies(typed: str, offered: str, capsys: Captured):
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    words = typed.split()
+    script += f"COMP_WORDS=({typed}); COMP_CWORD={len(words) - 1}; _dspark_sgl; echo ${{COMPREPLY[@]}}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == offered
+    assert done.stderr == ""
