@@ -18,7 +18,7 @@ from .signals import SIGNALS, Kind, Value
 from .suggest import did_you_mean, short
 
 MAX_LENGTH = 1000  # characters
-MAX_WORDS = 200
+MAX_WORDS = 100
 MAX_NESTING = 40
 
 TOKEN = re.compile(

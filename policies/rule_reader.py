@@ -14,7 +14,7 @@ from .nodes import Located
 from .reachability import implies
 from .suggest import did_you_mean, short
 
-MAX_RULES = 64
+MAX_RULES = 32
 
 
 @dataclass(frozen=True)

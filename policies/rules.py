@@ -6,12 +6,14 @@ Pure and deterministic: the same policy, snapshot and request give the same answ
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from .cells import Cells
 from .conditions import Condition, Surroundings, compile_condition
 from .language import DEFAULT_TIER, Depth, Policy, Rule, Schedule, Shape, Tier
 from .limits import RequestLimits, fold
 from .signals import RequestSignals, Snapshot, Value
 
 _NO_SIGNALS = Snapshot({})
+_MOST_KNOWN = 4096  # limits kept by what a rule can tell about a request, and forgotten together
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,9 @@ class RuleBook:
         self._conditions = [condition for _, _, condition in compiled]
         self._default = policy.tiers.get(DEFAULT_TIER, Tier())
         self.per_request = bool(self._request)
+        self._cells = Cells(condition.tree for _, condition, _ in self._request)
+        self._mixed = any(not name.startswith("request.") for _, each, _ in self._request for name in each.signals)
+        self._known: dict[tuple[object, ...], RequestLimits] = {}
         self._snapshot = _NO_SIGNALS
         self._about: RequestSignals | None = None
         self._surroundings = Surroundings(self._look_up) if compiled else None
@@ -59,6 +64,8 @@ class RuleBook:
 
     def batch(self, snapshot: Snapshot) -> Active:
         """What is in force for the whole batch."""
+        if self._mixed:
+            self._known.clear()
         self._snapshot, self._about = snapshot, None
         for condition, active in self._batch:
             if self._holds(condition):
@@ -69,8 +76,15 @@ class RuleBook:
         self, active: Active, snapshot: Snapshot, request: RequestSignals, max_depth: int | None = None
     ) -> RequestLimits:
         """The limits of one request under what `batch` found. `max_depth`: what the request itself asked for."""
-        tier = self._policy.tiers.get(request.tier, self._default)
-        return fold(self._bounds(active, snapshot, request), tier, max_depth, self._block)
+        if len(self._known) > _MOST_KNOWN or (self._mixed and snapshot is not self._snapshot):
+            self._known.clear()
+        key = (active.rule, request.tier, max_depth, self._cells.of(request) if self.per_request else None)
+        limits = self._known.get(key)
+        if limits is None:
+            tier = self._policy.tiers.get(request.tier, self._default)
+            limits = fold(self._bounds(active, snapshot, request), tier, max_depth, self._block)
+            self._known[key] = limits
+        return limits
 
     def _bounds(self, active: Active, snapshot: Snapshot, request: RequestSignals) -> Depth:
         self._snapshot, self._about = snapshot, request

@@ -1,7 +1,7 @@
 """Rules: which one is in force, what a request may have, and the rules that are refused at load."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dspark_sgl.policies import (
@@ -105,6 +105,43 @@ def test_tiers_bound_and_weigh_their_requests():
         RequestLimits(BLOCK, weight=0.5),
         RequestLimits(BLOCK, weight=0.5),
     ]
+
+
+WHENS = [
+    "request.context_len > 100 && request.accept_length < 1.5",
+    "request.context_len in [10, 50] || request.output_len == 3",
+    "request.context_len / 2 > request.output_len",
+    "request.output_len * 10 < 40",
+    "batch.size > 8 && request.accept_length != 2",
+    "request.context_len > batch.size",
+    "7 == request.context_len",
+    "request.tier == 'fast' ? request.temperature > 0.5 : request.temperature > 0.9",
+]
+asking = st.builds(
+    RequestSignals,
+    st.sampled_from(["fast", "default", "unheard-of"]),
+    st.sampled_from([6, 7, 8, 10, 49, 50, 100, 101]),
+    st.integers(0, 5),
+    st.sampled_from([1.0, 1.5, 2.0, UNKNOWN]),
+    st.sampled_from([0.0, 0.5, 0.7, 1.0]),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.sampled_from(WHENS), unique=True, min_size=1, max_size=4),
+    st.lists(st.tuples(st.sampled_from([1.0, 9.0, 60.0]), asking, st.none() | st.integers(0, 7)), max_size=20),
+)
+def test_what_a_book_remembers_never_changes_its_answer(whens, asked):
+    rules = "".join(f'  - {{when: "{when}", set: {{depth: {{max: {i}}}}}}}\n' for i, when in enumerate(whens))
+    text = HEAD + "tiers: {fast: {min_depth: 2}}\nrules:\n" + rules
+    policy = parse_policy(text)
+    book = RuleBook(policy, BLOCK)
+    for size, signals, max_depth in asked:
+        load = Snapshot({"batch.size": size})
+        fresh = RuleBook(policy, BLOCK)
+        expected = fresh.request(fresh.batch(load), load, signals, max_depth)
+        assert book.request(book.batch(load), load, signals, max_depth) == expected
 
 
 depths = st.none() | st.integers(0, 64)
