@@ -115,9 +115,10 @@ class Located:
         return value
 
     def flag(self) -> bool:
-        if _kind(self.node) != "bool" or self.node.value.lower() not in ("true", "false"):
+        words = {"true": True, "false": False}  # not YAML 1.1's yes, no, on and off
+        if not isinstance(self.node, yaml.ScalarNode) or _kind(self.node) != "bool" or self.node.value not in words:
             raise self._wrong("true or false")
-        return bool(self.node.value.lower() == "true")
+        return words[self.node.value]
 
     def condition(self, max_length: int) -> str:
         """Text; also a bare `true` or `false`, which YAML takes for something else."""
@@ -151,11 +152,13 @@ def _place(node: yaml.ScalarNode, offset: int) -> tuple[int, int]:
     start, end = node.start_mark, node.end_mark
     written = str(start.buffer)[start.pointer : end.pointer]
     at = written.find("\n") if node.style in ("|", ">") else 0
-    for character in node.value[: offset + 1].rstrip():
-        if not character.isspace() and (found := written.find(character, at)) >= 0:
+    for index, character in enumerate(node.value):
+        if not character.isspace():  # folding changes spaces only
+            found = max(written.find(character, at), at)
+            if index >= offset:
+                at = found
+                break
             at = found + 1
-    behind = len(node.value[: offset + 1].rstrip()) <= offset  # the end of the value: one past its last character
-    at = max(at - (not behind), 0)
     lines = written[:at].split("\n")
     return start.line + len(lines) - 1, len(lines[-1]) + (start.column if len(lines) == 1 else 0)
 

@@ -10,10 +10,10 @@ from .cells import Cells
 from .conditions import Condition, Surroundings, compile_condition
 from .language import DEFAULT_TIER, Depth, Policy, Rule, Schedule, Shape, Tier
 from .limits import RequestLimits, fold
-from .signals import RequestSignals, Snapshot, Value
+from .signals import SIGNALS, RequestSignals, Snapshot, Value
 
 _NO_SIGNALS = Snapshot({})
-_MOST_KNOWN = 4096  # limits kept by what a rule can tell about a request, and forgotten together
+_MOST_KNOWN = 4096  # requests that computed numbers set apart must not fill the memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,16 @@ class Active:
     shape: Shape
     depth: Depth
     rule: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Compiled:
+    """A rule that is ready to be asked, and what is in force while it holds."""
+
+    rule: Rule
+    condition: Condition
+    index: int
+    active: Active
 
 
 class RuleBook:
@@ -39,27 +49,28 @@ class RuleBook:
         self._policy = policy
         self._block = block
         self._plain = Active(policy.schedule, policy.shape, policy.depth)
-        compiled = [(index, rule, compile_condition(rule.when)) for index, rule in enumerate(policy.rules)]
-        self._batch = [(entry[2], self._activate(*entry[:2])) for entry in compiled if not entry[2].per_request]
-        self._request = [(i, condition, self._depth(rule)) for i, rule, condition in compiled if condition.per_request]
-        self._conditions = [condition for _, _, condition in compiled]
         self._default = policy.tiers.get(DEFAULT_TIER, Tier())
-        self.per_request = bool(self._request)
-        self._cells = Cells(condition.tree for _, condition, _ in self._request)
-        self._mixed = any(not name.startswith("request.") for _, each, _ in self._request for name in each.signals)
-        self._known: dict[tuple[object, ...], RequestLimits] = {}
+        self._rules = [_compile(rule, index, policy) for index, rule in enumerate(policy.rules)]
+        self._for_batch = [each for each in self._rules if not each.condition.per_request]
+        self._for_request = [each for each in self._rules if each.condition.per_request]
+        self.per_request = bool(self._for_request)
+        # What conditions are asked about, set before each.
         self._snapshot = _NO_SIGNALS
         self._about: RequestSignals | None = None
-        self._surroundings = Surroundings(self._look_up) if compiled else None
+        self._surroundings = Surroundings(self._look_up) if self._rules else None
+        # Limits by all that a rule or a tier can tell about a request; of one step only, where rules mix in its load.
+        self._known: dict[tuple[object, ...], RequestLimits] = {}
+        self._cells = Cells(each.condition.tree for each in self._for_request)
+        self._mixed = any(_batch_wide(each.condition) for each in self._for_request)
 
     def missing(self, available: Collection[str]) -> list[str]:
         """One line per rule that reads a batch-wide signal which this machine does not have."""
         lines = []
-        for rule, condition in zip(self._policy.rules, self._conditions, strict=True):
-            absent = sorted(name for name in condition.signals - set(available) if not name.startswith("request."))
+        for each in self._rules:
+            absent = sorted(_batch_wide(each.condition) - set(available))
             if absent:
-                names = ", ".join(absent)
-                lines.append(f"rule at line {rule.line} ({rule.when.strip()}): {names} cannot be read on this machine")
+                when = " ".join(each.rule.when.split())
+                lines.append(f"rule at line {each.rule.line} ({when}): {', '.join(absent)} cannot be read here")
         return lines
 
     def batch(self, snapshot: Snapshot) -> Active:
@@ -67,9 +78,9 @@ class RuleBook:
         if self._mixed:
             self._known.clear()
         self._snapshot, self._about = snapshot, None
-        for condition, active in self._batch:
-            if self._holds(condition):
-                return active
+        for each in self._for_batch:
+            if self._holds(each.condition):
+                return each.active
         return self._plain
 
     def request(
@@ -88,11 +99,11 @@ class RuleBook:
 
     def _bounds(self, active: Active, snapshot: Snapshot, request: RequestSignals) -> Depth:
         self._snapshot, self._about = snapshot, request
-        for index, condition, depth in self._request:
-            if active.rule is not None and index > active.rule:
+        for each in self._for_request:
+            if active.rule is not None and each.index > active.rule:
                 break
-            if self._holds(condition):
-                return depth
+            if self._holds(each.condition):
+                return each.active.depth
         return active.depth
 
     def _holds(self, condition: Condition) -> bool:
@@ -104,12 +115,16 @@ class RuleBook:
         value = self._snapshot.values.get(name)
         return value if value is None or isinstance(value, bool) else float(value)
 
-    def _activate(self, index: int, rule: Rule) -> Active:
-        policy = self._policy
-        return Active(rule.schedule or policy.schedule, rule.shape or policy.shape, self._depth(rule), index)
 
-    def _depth(self, rule: Rule) -> Depth:
-        """The rule's bounds over the policy's."""
-        said, policy = rule.depth or Depth(), self._policy.depth
-        low = policy.min if said.min is None else said.min
-        return Depth(low, policy.max if said.max is None else said.max)
+def _compile(rule: Rule, index: int, policy: Policy) -> _Compiled:
+    said, default = rule.depth or Depth(), policy.depth
+    depth = Depth(
+        default.min if said.min is None else said.min,
+        default.max if said.max is None else said.max,
+    )
+    active = Active(rule.schedule or policy.schedule, rule.shape or policy.shape, depth, index)
+    return _Compiled(rule, compile_condition(rule.when), index, active)
+
+
+def _batch_wide(condition: Condition) -> frozenset[str]:
+    return frozenset(name for name in condition.signals if SIGNALS[name].scope == "batch")

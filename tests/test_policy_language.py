@@ -83,6 +83,7 @@ def test_depth_may_be_at_its_bounds(depth: int):
         (FIXED + "depth: {max: blok}", "3:14", "whole number"),
         (FIXED + "shape: {branch: 0}", "3:17", "from 1 to 16"),
         (FIXED + "cost: {margin: 1.5}", "3:16", "from 0 to 1"),
+        (FIXED + "calibration: {online: !!bool {}}", "3:23", "must be true or false"),
         (FIXED + "calibration: {online: yes}", "3:23", "must be true or false"),
         (FIXED + "tiers: {a b: {}}", "3:9", "may hold"),
         (FIXED + "tiers: {a: {min_depth: 3, max_depth: 2}}", "3:24", "above max_depth"),

@@ -80,9 +80,7 @@ def test_a_rule_for_requests_leaves_the_schedule_to_the_rules_for_the_batch():
 
 def test_a_rule_that_needs_an_absent_signal_is_announced_and_does_not_fire():
     rules = book(RULES)
-    assert rules.missing({"batch.size"}) == [
-        "rule at line 6 (gpu.throttled): gpu.throttled cannot be read on this machine"
-    ]
+    assert rules.missing({"batch.size"}) == ["rule at line 6 (gpu.throttled): gpu.throttled cannot be read here"]
     assert rules.batch(Snapshot({"batch.size": 64})).rule == 2
     text = "rules: [{when: request.accept_length < 1.2, set: {depth: {max: 1}}}]"
     assert limits(text, {}, request(accept_length=UNKNOWN), request(accept_length=1.1)) == [
