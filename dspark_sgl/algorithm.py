@@ -87,6 +87,7 @@ class DrafterAlgorithm(CustomSpecAlgo):
         args.disable_overlap_schedule = True
         args.disable_decode_cuda_graph = True
         args.enable_mixed_chunk = False
+        args.enable_metrics = True  # a policy that nobody can watch is not one to trust
         args.speculative_eagle_topk = 1
         block = args.speculative_num_steps
         if self.drafter_class.uses_target_hidden:

@@ -1,4 +1,4 @@
-"""Where a round's time goes: seconds per phase and token counts since the server started. Never waits for a device."""
+"""Where a step's time goes: seconds per phase and counts since the server started. Never waits for a device."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+PREFILL, PLAIN, ROUND = "prefill", "plain", "round"
 
 
 class RoundClock:
@@ -15,7 +17,9 @@ class RoundClock:
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._counts: Counter[str] = Counter()
         self._accepted: Counter[int] = Counter()
-        self._left_at = time.perf_counter()
+        self._entered_at = self._left_at = time.perf_counter()
+        self._kind = PREFILL
+        self._gap = 0.0
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -26,18 +30,30 @@ class RoundClock:
         finally:
             self._seconds[name] += time.perf_counter() - start
 
-    @contextmanager
-    def step(self, kind: str) -> Iterator[None]:
-        """One call from the scheduler; the time since the last one is the engine's."""
-        start = time.perf_counter()
-        if kind != "prefill" and start - self._left_at < 1.0:  # longer is idleness, not work
-            self._seconds["engine"] += start - self._left_at
+    def enter(self) -> float | None:
+        """The scheduler calls. Seconds that the decode step before took; None when it was a prefill.
+
+        The engine's share is part of them. A long pause is idleness, for which its usual share stands in.
+        """
+        now = time.perf_counter()
+        inside, gap = self._left_at - self._entered_at, now - self._left_at
+        self._entered_at = now
+        if self._kind == PREFILL:
+            return None
+        if gap < 0.5 * inside:
+            self._gap += 0.1 * (gap - self._gap)
+            self._seconds["engine"] += gap
+        else:
+            gap = self._gap
+        return inside + gap
+
+    def leave(self, kind: str, requests: int) -> None:
+        """Back to the scheduler, after a step of this kind over so many requests."""
+        self._left_at = time.perf_counter()
+        self._kind = kind
         self._counts[kind] += 1
-        try:
-            yield
-        finally:
-            self._left_at = time.perf_counter()
-            self._seconds[kind] += self._left_at - start
+        self._counts[f"{kind}_requests"] += requests
+        self._seconds[kind] += self._left_at - self._entered_at
 
     def count(self, drafted: int, lengths: list[int]) -> None:
         """A verify round: draft tokens verified, and tokens emitted by each request that had any."""
@@ -45,6 +61,11 @@ class RoundClock:
         self._counts["emitted"] += sum(lengths)
         self._counts["request_rounds"] += len(lengths)
         self._accepted.update(lengths)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Totals so far by phase; a copy."""
+        return dict(self._seconds)
 
     def report(self) -> dict[str, object]:
         """Totals, JSON-ready. `accepted_length` counts the bonus token."""

@@ -30,6 +30,12 @@ _PLUGIN = (
         "",
         "showing what speculation does in /server_info",
     ),
+    _srt("managers.scheduler.Scheduler.init_pool_stats_observer", "", "queue and KV pool as signals of a policy"),
+    _srt(
+        "managers.scheduler_components.pool_stats_observer.SchedulerPoolStatsObserver.get_pool_stats",
+        "",
+        "how full the KV pool is",
+    ),
 )
 
 _ALGORITHM = (
@@ -62,6 +68,7 @@ _WORKER = (
     ),
     _srt("runtime_context.get_spec", "", "the speculative settings in force"),
     _srt("runtime_context.get_parallel", "", "agreeing across tensor-parallel ranks"),
+    _srt("runtime_context.get_observability", "", "whether the server has metrics"),
     _srt("speculative.spec_info.SpecInput", "", "what a batch carries between rounds"),
     _srt("speculative.spec_info.SpecInputType.DFLASH_DRAFT", "", "what a batch carries between rounds"),
     _srt("speculative.spec_info.SpecInputType.DFLASH_VERIFY", "", "the verify batch"),

@@ -1,4 +1,4 @@
-"""The four places where SGLang has no extension point and we wrap a function of its. Each is in `compat_surface.py`.
+"""The five places where SGLang has no extension point and we wrap a function of its. Each is in `compat_surface.py`.
 
 A server whose algorithm is not ours gets an option it may ignore and, on our CPU platform, the slot table's torch twin;
 nothing else changes for it.
@@ -26,7 +26,7 @@ VALIDATE_REQUEST = "sglang.srt.managers.tokenizer_manager.TokenizerManager._vali
 INTERNAL_STATE = (
     "sglang.srt.managers.scheduler_components.internal_state.SchedulerInternalStateController._add_speculative"
 )
-
+POOL_STATS = "sglang.srt.managers.scheduler.Scheduler.init_pool_stats_observer"
 ASSIGN_SLOTS = "sglang.srt.mem_cache.allocation.assign_req_to_token_pool_func"
 
 
@@ -35,6 +35,7 @@ def register() -> None:
     HookRegistry.register(ADD_CLI_ARGS, _before_add_cli_args, HookType.BEFORE)
     HookRegistry.register(VALIDATE_REQUEST, _before_validate_request, HookType.BEFORE)
     HookRegistry.register(INTERNAL_STATE, _after_internal_state, HookType.AFTER)
+    HookRegistry.register(POOL_STATS, _after_pool_stats, HookType.AFTER)
     if isinstance(current_platform, CpuPlatform):
         HookRegistry.register(ASSIGN_SLOTS, assign_slots, HookType.REPLACE)
 
@@ -63,6 +64,12 @@ def _after_internal_state(_result: Any, controller: Any, state: dict[str, Any]) 
     scheduler = controller.scheduler
     if isinstance(scheduler.spec_algorithm, DrafterAlgorithm) and scheduler.draft_worker is not None:
         state["dspark"] = scheduler.draft_worker.report()
+
+
+def _after_pool_stats(_result: Any, scheduler: Any) -> None:
+    """From here on the scheduler can say how full its queue and its KV pool are: signals of a policy."""
+    if isinstance(scheduler.spec_algorithm, DrafterAlgorithm) and scheduler.draft_worker is not None:
+        scheduler.draft_worker.watch(scheduler)
 
 
 def _ours(algorithm: str | None) -> bool:

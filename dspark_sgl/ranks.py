@@ -6,6 +6,11 @@ from sglang.srt.runtime_context import get_parallel
 from torch import Tensor
 
 
+def is_leader() -> bool:
+    """Whether decisions are made here."""
+    return bool(get_parallel().tp_rank == 0)
+
+
 def agree(decision: Tensor) -> Tensor:
     """Rank 0's value of `decision`; free on one rank."""
     parallel = get_parallel()

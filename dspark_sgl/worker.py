@@ -4,7 +4,7 @@
 
 SGLang's scheduler calls `forward_batch_generation` for every batch: a prefill chunk, or a decode round. A round in
 which nobody speculates is a plain decode step of SGLang itself. The worker never knows which drafter it drives and
-never looks into a policy.
+never looks into a policy: a governor on rank 0 answers `plan` and `select`, and is told what became of it.
 """
 
 from __future__ import annotations
@@ -23,35 +23,19 @@ from torch import Tensor
 
 from dspark_sgl.kernels.layout import TreeLayout, chain_layout, tree_layout
 from dspark_sgl.kernels.walk import NO_ROW, Acceptance
-from dspark_sgl.policies.requests import parse_request_options
-from dspark_sgl.policies.scheduler import make_scheduler
-from dspark_sgl.policies.shipped import find_policy
-from dspark_sgl.spec_algos.protocol import Commit, Drafter, DrafterContext, History, Proposal, Round
+from dspark_sgl.spec_algos.protocol import Commit, Drafter, DrafterContext, Proposal, Round
 
-from .clock import RoundClock
-from .constraints import GrammarRows, constrain, has_moving_penalties
+from .assembly import build_governor
+from .clock import PLAIN, PREFILL, ROUND, RoundClock
+from .constraints import GrammarRows, constrain
 from .decode_state import DecodeState
+from .governor import Governor, Plan
 from .ranks import agree
+from .request_view import RequestBook, RequestHistory
 from .sampling import Sampling, accept
-from .settings import policy_name
 from .verify_input import VerifyInput
 
 Publish = Callable[[Tensor], None] | None
-
-
-class RequestHistory(History):
-    """The tokens of one SGLang request; the scheduler has appended the anchor by the time a round starts."""
-
-    def __init__(self, request: Any) -> None:
-        self._request = request
-
-    def tail(self, count: int) -> list[int]:
-        if count <= 0:
-            return []
-        output = self._request.output_ids[-count:]
-        missing = count - len(output)
-        prompt = self._request.origin_input_ids[-missing:] if missing > 0 else []
-        return [*prompt, *output]
 
 
 class SpecWorker(BaseSpecWorker):
@@ -75,8 +59,8 @@ class SpecWorker(BaseSpecWorker):
                 f"{self._width - 1}; start it with --speculative-num-draft-tokens {self._drafter.max_nodes + 1}"
             )
         self._generator = torch.Generator(device=self.device).manual_seed(int(target_worker.random_seed))
-        self._policy = find_policy(policy_name())
-        self._scheduler = make_scheduler(self._policy)
+        self._requests = RequestBook()
+        self._governor: Governor | None = None
         self._capture = CaptureHiddenMode.FULL if self._drafter.uses_target_hidden else CaptureHiddenMode.NULL
         self.clock = RoundClock()
 
@@ -97,9 +81,13 @@ class SpecWorker(BaseSpecWorker):
         self._drafter.ready()
 
     def init_cuda_graphs(self) -> None:
-        """Rounds run eagerly: graphs of ragged verify are not captured yet."""
+        """The last thing before requests come: everything can run now, so its cost is measured.
+
+        Rounds run eagerly: graphs of ragged verify are not captured yet.
+        """
         if self.draft_worker is not None:
             self.draft_worker.init_cuda_graphs(capture_decode_cuda_graph=False)
+        self._governor = build_governor(self._target, self._drafter, self._capture, self._block, self._width)
 
     def __getattr__(self, name: str) -> Any:
         # SGLang asks its model worker for many things that only the target knows.
@@ -107,9 +95,14 @@ class SpecWorker(BaseSpecWorker):
             raise AttributeError(name)
         return getattr(self._target_worker, name)
 
+    def watch(self, scheduler: Any) -> None:
+        """SGLang's scheduler, whose queue and KV pool are signals."""
+        if self._governor is not None:
+            self._governor.load.watch(scheduler)
+
     def report(self) -> dict[str, object]:
         """What `/server_info` shows of us."""
-        return {"policy": self._policy.name, **self.clock.report()}
+        return {**(self._governor.report() if self._governor else {}), **self.clock.report()}
 
     def forward_batch_generation(
         self, batch: Any, on_publish: Publish = None, grammar_barrier: Any = None, *, pp_proxy_tensors: Any = None
@@ -117,11 +110,15 @@ class SpecWorker(BaseSpecWorker):
         """Run one batch of SGLang's scheduler and return what it commits."""
         if batch.forward_mode.is_idle():
             result = self._idle()
-        elif batch.forward_mode.is_extend() or batch.is_extend_in_batch:
-            with self.clock.step("prefill"):
-                result = self._prefill(batch)
         else:
-            result = self._round(batch)
+            self._learn_time(self.clock.enter())
+            if batch.forward_mode.is_extend() or batch.is_extend_in_batch:
+                result, kind = self._prefill(batch), PREFILL
+            else:
+                result, kind = self._round(batch)
+            self.clock.leave(kind, len(batch.reqs))
+            if self._governor is not None and kind != PREFILL:
+                self._governor.publish(self.clock.seconds)
         if on_publish is not None:
             on_publish(result.new_seq_lens)
         return result
@@ -145,28 +142,27 @@ class SpecWorker(BaseSpecWorker):
         result.next_draft_input = DecodeState(agree(result.next_token_ids.to(torch.int64)), lens)
         return result
 
-    def _round(self, batch: Any) -> GenerationBatchResult:
-        depths = self._plan(batch)
-        if max(depths) == 0:
-            with self.clock.step("plain"):
-                return self._plain_step(batch, batch.spec_info)
-        with self.clock.step("round"):
-            return self._speculate(batch, batch.spec_info, depths)
+    def _round(self, batch: Any) -> tuple[GenerationBatchResult, str]:
+        with self.clock.phase("plan"):
+            plan = self._plan(batch)
+        if max(plan.depths) == 0:
+            return self._plain_step(batch, batch.spec_info), PLAIN
+        return self._speculate(batch, batch.spec_info, plan), ROUND
 
-    def _plan(self, batch: Any) -> list[int]:
-        """How deep each request is verified; the same on every rank."""
-        info = batch.sampling_info
-        if info.has_custom_logit_processor or info.sampling_seed is not None:
+    def _learn_time(self, seconds: float | None) -> None:
+        if seconds is not None and self._governor is not None:
+            self._governor.timed(seconds)
+
+    def _plan(self, batch: Any) -> Plan:
+        """How deep each request is drafted, and how drafts are accepted."""
+        info, n = batch.sampling_info, len(batch.reqs)
+        plan = None
+        if self._governor is not None:
             # A processor sees one row per request, and a seed promises the tokens of plain decoding.
-            return [0] * len(batch.reqs)
-        depths = self._scheduler.depths([self._limits(request) for request in batch.reqs])
-        return agree(torch.tensor(depths, device=self.device)).tolist()
-
-    def _limits(self, request: Any) -> Any:
-        params = request.sampling_params
-        if has_moving_penalties(params):
-            return parse_request_options({"dspark": {"max_depth": 0}}).limits(self._block)
-        return parse_request_options(params.custom_params).limits(self._block)
+            plain = info.has_custom_logit_processor or info.sampling_seed is not None
+            lens = batch.seq_lens_cpu.tolist()
+            plan = self._governor.plan([self._requests.load(*r, plain) for r in zip(batch.reqs, lens, strict=True)])
+        return Plan.from_wire(agree(torch.tensor(plan.wire if plan else [0] * (n + 1), device=self.device)).tolist())
 
     def _plain_step(self, batch: Any, state: DecodeState) -> GenerationBatchResult:
         """Nobody speculates: SGLang's own decode step, sampler included; the drafter's context is kept in step."""
@@ -194,34 +190,28 @@ class SpecWorker(BaseSpecWorker):
             can_run_cuda_graph=result.can_run_cuda_graph,
         )
 
-    def _speculate(self, batch: Any, state: DecodeState, depths: list[int]) -> GenerationBatchResult:
+    def _speculate(self, batch: Any, state: DecodeState, plan: Plan) -> GenerationBatchResult:
         """Draft, verify, accept, commit."""
         clock, sampling = self.clock, Sampling.of(batch.sampling_info)
         slots = self._slots(batch, state.lens, self._width)
         with clock.phase("draft"):
-            proposal = self._propose(batch, state, depths, sampling, slots)
+            proposal = self._propose(batch, state, plan, sampling, slots)
         with clock.phase("select"):
-            layout = _select(state.anchors, proposal, depths)
+            layout = self._select(state.anchors, proposal, plan)
             rows = layout.pack(slots[:, : layout.max_width])
         with clock.phase("verify"):
             output = self._verify(batch, state, layout, rows)
         with clock.phase("accept"):
             constrain(output.next_token_logits, layout, batch.sampling_info, GrammarRows.build(layout, batch))
             accepted = _agreed(
-                accept(
-                    layout, output.next_token_logits, proposal, sampling, self._policy.accept.method, self._generator
-                )
+                accept(layout, output.next_token_logits, proposal, sampling, plan.method, self._generator)
             )
         with clock.phase("commit"):
             self._commit(output, layout, accepted, state, slots, rows)
             emitted = accepted.emitted(layout)
             if batch.return_logprob:
                 _logprobs(batch, output, layout, accepted, emitted)
-        lengths = accepted.lengths.tolist()
-        clock.count(
-            sum(layout.widths) - layout.batch_size,
-            [n for n, width in zip(lengths, layout.widths, strict=True) if width > 1],
-        )
+        self._learn(batch.reqs, layout, accepted.lengths.tolist())
         return self._result(
             output,
             emitted.flatten(),
@@ -237,9 +227,7 @@ class SpecWorker(BaseSpecWorker):
         columns = lens[:, None] + torch.arange(width, device=lens.device)
         return self._req_to_token[batch.req_pool_indices[:, None], columns].to(torch.int64)
 
-    def _propose(
-        self, batch: Any, state: DecodeState, depths: Sequence[int], sampling: Sampling, slots: Tensor
-    ) -> Proposal:
+    def _propose(self, batch: Any, state: DecodeState, plan: Plan, sampling: Sampling, slots: Tensor) -> Proposal:
         proposal = self._drafter.propose(
             Round(
                 anchors=state.anchors,
@@ -248,14 +236,25 @@ class SpecWorker(BaseSpecWorker):
                 req_slots=batch.req_pool_indices,
                 cache_locs=slots,
                 histories=[RequestHistory(request) for request in batch.reqs],
-                depths=depths,
+                depths=plan.depths,
                 # Match compares with the target's own draw, which is best met by the likeliest draft.
-                temperature=None if self._policy.accept.method == "match" else sampling.draft_temperature,
+                temperature=None if plan.method == "match" else sampling.draft_temperature,
                 greedy=sampling.greedy,
                 generator=self._generator,
             )
         )
         return replace(proposal, tokens=agree(proposal.tokens))
+
+    def _select(self, anchors: Tensor, proposal: Proposal, plan: Plan) -> TreeLayout:
+        """The part of the proposal that is worth the target's time."""
+        depths = plan.depths
+        if self._governor is not None:
+            confidence = None if proposal.confidence is None else proposal.confidence.double().cpu().numpy()
+            depths = self._governor.select(confidence)
+        depths = agree(torch.tensor(depths, device=self.device)).tolist()
+        if proposal.parents is None:
+            return chain_layout(anchors, proposal.tokens, depths)
+        return tree_layout(anchors, proposal.tokens, proposal.parents, depths)
 
     def _verify(self, batch: Any, state: DecodeState, layout: TreeLayout, rows: Tensor) -> Any:
         """One target forward over every row of every tree; logits `[rows, V]` and hidden states `[rows, K H]`."""
@@ -278,6 +277,15 @@ class SpecWorker(BaseSpecWorker):
             self._target.token_to_kv_pool.move_kv_cache(front, rows[row])
         positions = state.lens.repeat_interleave(accepted.lengths) + depth
         self._observe(output, positions, front, row)
+
+    def _learn(self, requests: Sequence[Any], layout: TreeLayout, lengths: list[int]) -> None:
+        """What the round brought, for clock, requests and policy."""
+        spoke = [i for i, width in enumerate(layout.widths) if width > 1]
+        self.clock.count(sum(layout.widths) - layout.batch_size, [lengths[i] for i in spoke])
+        for i in spoke:
+            self._requests.count(requests[i], lengths[i])
+        if self._governor is not None:
+            self._governor.learn(lengths)
 
     def _observe(self, output: Any, positions: Tensor, slots: Tensor, row: Tensor | None = None) -> None:
         hidden = output.hidden_states if self._drafter.uses_target_hidden else None
@@ -309,13 +317,6 @@ class SpecWorker(BaseSpecWorker):
             speculative_num_draft_tokens=stride,
             new_seq_lens=state.lens,
         )
-
-
-def _select(anchors: Tensor, proposal: Proposal, depths: Sequence[int]) -> TreeLayout:
-    """The part of the proposal that is worth the target's time."""
-    if proposal.parents is None:
-        return chain_layout(anchors, proposal.tokens, depths)
-    return tree_layout(anchors, proposal.tokens, proposal.parents, depths)
 
 
 def _agreed(accepted: Acceptance) -> Acceptance:

@@ -1,43 +1,98 @@
-"""From a policy to depths: how many draft tokens each request of a batch gets in the coming round.
+"""From a policy to depths: how deep each request of a batch is drafted, and which of its drafts are verified.
 
-Schedulers are plain arithmetic over plain numbers: the engine calls them between two steps, so they never
-block, never read a clock or a device, and give the same answer on every rank for the same input.
+A round asks twice: `draft_depths` before anything is drafted, from what history predicts, and `select` afterwards, from
+the survival of what was drafted. Plain arithmetic between two steps: a scheduler never blocks, never reads a clock or a
+device, and gives the same answers for the same questions in the same order.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-from .errors import PolicyError
-from .language import FixedSchedule, Policy
+import numpy as np
 
+from .batch import Batch, Bools, Floats, Ints, Scheduler, clipped, nodes_depth
+from .cost import CostModel
+from .language import FixedSchedule, Schedule, SloSchedule, TableSchedule, ThresholdSchedule, ThroughputSchedule
+from .value import ValueScheduler
 
-@dataclass(frozen=True, slots=True)
-class RequestLimits:
-    """The most draft tokens this request may use: the drafter's block and the request's own wish, folded."""
-
-    max_depth: int
+__all__ = ["Batch", "Scheduler", "make_scheduler"]
 
 
-class Scheduler(Protocol):
-    def depths(self, requests: Sequence[RequestLimits]) -> list[int]:
-        """Draft tokens to verify per request, same order; never above its `max_depth`."""
-        ...
+def make_scheduler(schedule: Schedule, cost: CostModel, margin: float, causality: str) -> Scheduler:
+    """The scheduler of a schedule. causality: what `auto` means in this engine, `early_stop` or `lagged`"""
+    match schedule:
+        case FixedSchedule(depth, nodes):
+            return FixedScheduler(depth, nodes)
+        case ThresholdSchedule(confidence):
+            return ThresholdScheduler(confidence)
+        case TableSchedule(by, points, interpolate):
+            return TableScheduler(by, points, interpolate)
+        case ThroughputSchedule(said):
+            return ValueScheduler(cost, margin, causality if said == "auto" else said, None)
+        case SloSchedule(speed, said):
+            return ValueScheduler(cost, margin, causality if said == "auto" else said, speed)
 
 
 @dataclass(frozen=True)
 class FixedScheduler:
-    """The same depth for everyone, whatever the load."""
+    """The same for everyone, whatever the load: a depth, or a number of nodes, the likeliest ones."""
 
-    depth: int
+    depth: int | None
+    nodes: int | None
 
-    def depths(self, requests: Sequence[RequestLimits]) -> list[int]:
-        return [min(self.depth, request.max_depth) for request in requests]
+    def draft_depths(self, batch: Batch, expected: Floats) -> Ints:
+        wanted = self.depth if self.depth is not None else self.nodes
+        return clipped(wanted or 0, batch)
+
+    def select(self, batch: Batch, survival: Floats, depth: Ints | None = None) -> Bools:
+        at = nodes_depth(survival, depth)
+        wanted = batch.max_depth if self.depth is None else clipped(self.depth, batch)
+        allowed = (at > 0) & (at <= wanted[:, None])
+        return allowed if self.nodes is None else allowed & (rank(survival, allowed) < self.nodes)
 
 
-def make_scheduler(policy: Policy) -> Scheduler:
-    """The scheduler of a policy with a fixed depth, the one kind that there is a scheduler for."""
-    schedule = policy.schedule
-    if isinstance(schedule, FixedSchedule) and schedule.depth is not None:
-        return FixedScheduler(schedule.depth)
-    raise PolicyError(policy.name, 0, 0, "this release schedules a fixed depth only; take one of fixed-1 to fixed-7")
+def rank(survival: Floats, allowed: Bools) -> Ints:
+    """int64 `[n, N]`: each node's place in its request by survival, parents before children of the same survival."""
+    order = np.argsort(-np.where(allowed, survival, -1.0), axis=1, kind="stable")
+    places = np.empty_like(order)
+    np.put_along_axis(places, order, np.broadcast_to(np.arange(order.shape[1]), order.shape), axis=1)
+    return places
+
+
+@dataclass(frozen=True)
+class ThresholdScheduler:
+    """Every node whose survival stays at or above `confidence`."""
+
+    confidence: float
+
+    def draft_depths(self, batch: Batch, expected: Floats) -> Ints:
+        return batch.max_depth
+
+    def select(self, batch: Batch, survival: Floats, depth: Ints | None = None) -> Bools:
+        at = nodes_depth(survival, depth)
+        wanted = (survival >= self.confidence) | (at <= batch.min_depth[:, None])
+        return (at > 0) & (at <= batch.max_depth[:, None]) & wanted
+
+
+@dataclass(frozen=True)
+class TableScheduler:
+    """Depth straight from one signal; as deep as allowed while the signal is absent."""
+
+    by: str
+    points: tuple[tuple[float, int], ...]
+    interpolate: str
+
+    def draft_depths(self, batch: Batch, expected: Floats) -> Ints:
+        value = batch.signals.get(self.by)
+        if value is None:
+            return batch.max_depth
+        return clipped(self._depth(float(value)), batch)
+
+    def select(self, batch: Batch, survival: Floats, depth: Ints | None = None) -> Bools:
+        at = nodes_depth(survival, depth)
+        return (at > 0) & (at <= self.draft_depths(batch, survival)[:, None])
+
+    def _depth(self, value: float) -> int:
+        places, depths = zip(*self.points, strict=True)
+        if self.interpolate == "linear":
+            return round(float(np.interp(value, places, depths)))
+        return int(depths[max(0, int(np.searchsorted(places, value, side="right")) - 1)])

@@ -1,0 +1,93 @@
+"""Puts the governor of a starting server together: policy, hardware signals, what steps cost, calibration, metrics.
+
+Called once, when every forward of the server can run. Decides nothing itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode
+from sglang.srt.runtime_context import get_observability, get_parallel
+
+from dspark_sgl.policies.calibration import Calibration
+from dspark_sgl.policies.cost import CostModel
+from dspark_sgl.policies.hardware import HardwareSampler
+from dspark_sgl.spec_algos.protocol import Drafter
+
+from .cache import cache_dir
+from .governor import Governor
+from .load import LoadMeter
+from .metrics import Metrics
+from .policy_watch import PolicyWatch
+from .profiler import StepProfiler
+from .ranks import agree, is_leader
+from .settings import policy_name
+
+logger = logging.getLogger(__name__)
+
+CALIBRATION = "sts.json"
+
+
+def build_governor(
+    target: Any, drafter: Drafter, capture: CaptureHiddenMode, block: int, width: int
+) -> Governor | None:
+    """The governor on rank 0; None on the others, which run the profile's forwards along with it."""
+    profiler = StepProfiler(target, drafter, capture, block, width)
+    cost = _measured_cost(_facts(target, drafter, block), profiler)
+    if not is_leader():
+        return None
+    metrics = Metrics(get_parallel().dp_rank or 0) if get_observability().enable_metrics else None
+    watch = PolicyWatch(policy_name(), metrics)
+    return Governor(watch, block, cost, _calibration(drafter), LoadMeter(HardwareSampler()), metrics)
+
+
+def _measured_cost(facts: dict[str, object], profiler: StepProfiler) -> CostModel:
+    """What steps cost: as measured by an earlier start of the same server, or by this one."""
+    file = cost_file(facts)
+    cost = CostModel.load(file) if is_leader() and file.is_file() else None
+    # All ranks profile or none does: the forwards are collective.
+    if agree(torch.tensor([int(cost is not None)], device=profiler.device)).item():
+        return cost or CostModel.from_points([])
+    cost = CostModel.from_points(profiler.run())
+    if is_leader():
+        cost.save(file, facts)
+    return cost
+
+
+def cost_file(facts: dict[str, object]) -> Path:
+    """Where the profile of a server with these facts is kept."""
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    return cache_dir("costs") / f"{digest}.json"
+
+
+def _facts(target: Any, drafter: Drafter, block: int) -> dict[str, object]:
+    """Everything that a step's cost depends on."""
+    device = torch.device(target.device)
+    on_cpu = device.type == "cpu"
+    return {
+        "device": platform.processor() or platform.machine() if on_cpu else torch.cuda.get_device_name(device),
+        "threads": torch.get_num_threads() if on_cpu else 0,
+        "model": target.model_config.model_path,
+        "dtype": str(target.dtype),
+        "algorithm": drafter.algorithm,
+        "draft": drafter.context.server_args.speculative_draft_model_path,
+        "block": block,
+        "tp": get_parallel().tp_size,
+        "attention": type(target.attn_backend).__name__,
+        "sglang": version("sglang"),
+    }
+
+
+def _calibration(drafter: Drafter) -> Calibration:
+    """The draft's own temperatures, where it brings some."""
+    draft = drafter.context.server_args.speculative_draft_model_path
+    file = Path(draft) / CALIBRATION if draft else None
+    return Calibration.from_json(file) if file is not None and file.is_file() else Calibration()

@@ -1,0 +1,173 @@
+"""Measures, before the server takes requests, what a step costs on this machine: the points a cost model is made of.
+
+Runs the real forwards (a plain step, the drafter's proposal, a verify) on made-up requests whose KV slots nobody owns
+yet. Never keeps anything but seconds: the request table is put back as it was.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardBatch, ForwardMode
+from torch import Tensor
+
+from dspark_sgl.kernels.layout import chain_layout
+from dspark_sgl.policies.cost import CostPoint
+from dspark_sgl.spec_algos.protocol import Commit, Drafter, History, Round
+
+from .verify_input import VerifyInput
+
+logger = logging.getLogger(__name__)
+
+MOST_REQUESTS = 32
+REPEATS, MANY_ROWS = 3, 32
+"""Small steps are short and noisy; one beyond so many rows is long enough to be timed once."""
+SHORT_CONTEXT, LONG_CONTEXT = 64, 1024
+
+
+class NoHistory(History):
+    """A made-up request has said nothing."""
+
+    def tail(self, count: int) -> list[int]:
+        return []
+
+
+@dataclass(frozen=True)
+class Load:
+    """Made-up requests in mid-generation. context: tokens in the KV of each; slots: int64 `[n, S]` for what follows."""
+
+    requests: Tensor
+    lens: Tensor
+    slots: Tensor
+    context: int
+
+    @property
+    def count(self) -> int:
+        return int(self.requests.shape[0])
+
+
+class StepProfiler:
+    """Times the steps of one worker. `width`: KV slots reserved per request and round, the anchor's included."""
+
+    def __init__(self, target: Any, drafter: Drafter, capture: CaptureHiddenMode, block: int, width: int) -> None:
+        self._target, self._drafter, self._capture = target, drafter, capture
+        self._block, self._width = block, width
+        self._table: Tensor = target.req_to_token_pool.req_to_token
+        self._capacity = int(target.token_to_kv_pool_allocator.available_size())
+        self.device = target.device
+        self._device = torch.get_device_module(target.device)
+        self._generator = torch.Generator(device=target.device).manual_seed(0)
+
+    @torch.no_grad()
+    def run(self) -> list[CostPoint]:
+        """Every point of the grid; a few dozen forwards, the same ones on every tensor-parallel rank."""
+        start = time.perf_counter()
+        points = [point for load in self._loads() for point in self._measure(load)]
+        logger.info("dspark: %d kinds of step profiled in %.1f s", len(points), time.perf_counter() - start)
+        return points
+
+    def _loads(self) -> Iterator[Load]:
+        """Batches of 1, 2, 4 .. requests on a short context, and a few of them on a long one."""
+        rows, columns = self._table.shape
+        longest = columns - self._width
+        counts = [2**k for k in range(MOST_REQUESTS.bit_length()) if 2**k < rows]
+        for context, chosen in ((SHORT_CONTEXT, counts), (LONG_CONTEXT, [n for n in counts if n in (1, 8, 32)])):
+            context = min(context, longest)
+            for count in chosen:
+                if count * (context + self._width) < self._capacity:
+                    yield from self._load(count, context)
+
+    def _load(self, count: int, context: int) -> Iterator[Load]:
+        span = context + self._width
+        rows = torch.arange(1, count + 1, device=self._table.device)
+        before = self._table[rows, :span].clone()
+        slots = torch.arange(1, count * span + 1, device=self._table.device).view(count, span)
+        self._table[rows, :span] = slots.to(self._table.dtype)
+        try:
+            yield Load(rows, torch.full_like(rows, context), slots[:, context:], context)
+        finally:
+            self._table[rows, :span] = before
+
+    def _measure(self, load: Load) -> Iterator[CostPoint]:
+        n, total = load.count, load.count * load.context
+        yield CostPoint("plain", n, n, total, self._seconds(n, lambda: self._plain(load)))
+        yield CostPoint("draft", n, n * self._block, total, self._seconds(n, lambda: self._draft(load)))
+        for depth in sorted({1, (self._block + 1) // 2, self._block}):
+            rows = n * (depth + 1)
+            yield CostPoint("verify", n, rows, total, self._seconds(rows, partial(self._verify, load, depth)))
+
+    def _seconds(self, rows: int, step: Callable[[], None]) -> float:
+        if rows <= MANY_ROWS:
+            step()  # the first of its shape warms up memory and threads
+        taken = []
+        for _ in range(REPEATS if rows <= MANY_ROWS else 1):
+            self._device.synchronize()
+            start = time.perf_counter()
+            step()
+            self._device.synchronize()
+            taken.append(time.perf_counter() - start)
+        return median(taken)
+
+    def _plain(self, load: Load) -> None:
+        """A decode step, its token, and the drafter kept in step."""
+        slots = load.slots[:, 0]
+        batch = self._batch(ForwardMode.DECODE, load, torch.ones_like(slots), load.lens, slots, 1)
+        self._finish(self._target.forward(batch).logits_output, load.lens, slots)
+
+    def _draft(self, load: Load) -> None:
+        self._drafter.propose(
+            Round(
+                anchors=torch.ones_like(load.lens),
+                lens=load.lens,
+                lens_cpu=load.lens.cpu(),
+                req_slots=load.requests,
+                cache_locs=load.slots,
+                histories=[NoHistory()] * load.count,
+                depths=[self._block] * load.count,
+                temperature=None,
+                greedy=torch.ones(load.count, dtype=torch.bool, device=load.lens.device),
+                generator=self._generator,
+            )
+        )
+
+    def _verify(self, load: Load, depth: int) -> None:
+        """A verify of `depth` drafts per request, all accepted: what follows it is at its dearest."""
+        drafts = torch.ones(load.count, depth, dtype=torch.int64, device=load.lens.device)
+        layout = chain_layout(drafts[:, 0], drafts, [depth] * load.count)
+        spec = VerifyInput(layout, load.lens, self._capture)
+        slots = load.slots[:, : depth + 1].flatten()
+        batch = self._batch(ForwardMode.TARGET_VERIFY, load, layout.pack(layout.tokens), spec.positions, slots, 0)
+        batch.spec_info = spec
+        self._finish(self._target.forward(batch).logits_output, spec.positions, slots)
+
+    def _finish(self, output: Any, positions: Tensor, slots: Tensor) -> None:
+        output.next_token_logits.argmax(-1)
+        hidden = output.hidden_states if self._drafter.uses_target_hidden else None
+        self._drafter.observe(Commit(positions, slots, hidden))
+
+    def _batch(
+        self, mode: ForwardMode, load: Load, tokens: Tensor, positions: Tensor, slots: Tensor, own: int
+    ) -> ForwardBatch:
+        """A forward over these rows; `own`: whether SGLang counts the new token into `seq_lens` (decode does)."""
+        lens = load.lens + own
+        batch = ForwardBatch(
+            forward_mode=mode,
+            batch_size=load.count,
+            input_ids=tokens,
+            req_pool_indices=load.requests,
+            seq_lens=lens,
+            out_cache_loc=slots,
+            seq_lens_sum=int(lens.sum()),
+            seq_lens_cpu=lens.cpu(),
+            positions=positions,
+            capture_hidden_mode=self._capture,
+        )
+        self._target.kv_index_translator.bind_own_plan(batch)
+        return batch

@@ -1,0 +1,59 @@
+"""What a scheduler is asked about: the requests of one step, and the drafts among which it chooses."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The requests of one step, n of them.
+
+    min_depth, max_depth: int64 `[n]`, the first never above the second; weight: float64 `[n]`, in the objective
+    context: KV tokens of the batch; signals: the snapshot of the moment
+    """
+
+    min_depth: Ints
+    max_depth: Ints
+    weight: Floats
+    context: int
+    signals: Mapping[str, float | bool]
+
+    @property
+    def size(self) -> int:
+        return len(self.max_depth)
+
+
+class Scheduler(Protocol):
+    def draft_depths(self, batch: Batch, expected: Floats) -> Ints:
+        """int64 `[n]`: how deep to draft; 0 everywhere is a plain step.
+
+        expected: float64 `[n, D]`, the survival that history predicts
+        """
+        ...
+
+    def select(self, batch: Batch, survival: Floats, depth: Ints | None = None) -> Bools:
+        """bool `[n, N]`: what to verify, closed under parents.
+
+        survival: float64 `[n, N]`, of a node and all above it, so never above its parent's; parents come first
+        depth: int64 `[n, N]`, 1 for children of the anchor, 0 where there is no node; None for chains
+        """
+        ...
+
+
+def nodes_depth(survival: Floats, depth: Ints | None) -> Ints:
+    """int64 `[n, N]`: the depth of every node; of a chain, 1, 2, .."""
+    return np.broadcast_to(np.arange(1, survival.shape[1] + 1), survival.shape) if depth is None else depth
+
+
+def clipped(depth: int, batch: Batch) -> Ints:
+    """int64 `[n]`: this depth for everyone, within everyone's limits."""
+    within: Ints = np.minimum(np.maximum(np.int64(depth), batch.min_depth), batch.max_depth)
+    return within

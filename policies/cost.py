@@ -1,0 +1,198 @@
+"""What a decode step costs in seconds, as a function of its requests, the rows verified and the context.
+
+    plain(n, C)    = g_plain (P(n) + s C)
+    round(n, m, C) = g_round(m) (D(n) + V(m) + (s_draft + s_verify) C)
+
+P, D and V are piecewise linear and never fall; C is the KV tokens of the batch, and s are seconds for one of them.
+A profile (`CostPoint`) gives all of them. The factors g follow what steps really take, so engine overhead, clocks and
+neighbours are in them. Nothing here reads a clock, and a model that knows nothing says so (`ready`).
+"""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+KINDS = ("plain", "draft", "verify")
+VERSION = 1
+
+FOLLOW = 0.1
+"""Share of a surprise that the factors take over per step: half of a lasting change within seven steps."""
+MOST = 0.25
+"""The largest surprise, in logarithm, that one step may claim: a step ten times too slow moves a factor by 2.5 %."""
+
+
+@dataclass(frozen=True)
+class CostPoint:
+    """One measurement. rows: of the forward (draft: of the block pass); context: KV tokens summed over the batch"""
+
+    kind: str
+    requests: int
+    rows: int
+    context: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Seconds over one size, piecewise linear and never falling, plus seconds per KV token."""
+
+    sizes: Floats
+    seconds: Floats
+    per_token: float
+
+    def at(self, size: Floats, context: int) -> Floats:
+        """Between the points as they say; beyond the last, on along its last slope."""
+        inside = np.interp(size, self.sizes, self.seconds)
+        if len(self.sizes) > 1:
+            slope = (self.seconds[-1] - self.seconds[0]) / (self.sizes[-1] - self.sizes[0])
+            inside = inside + slope * np.maximum(size - self.sizes[-1], 0)
+        return inside + self.per_token * context
+
+    @classmethod
+    def fit(cls, points: Sequence[tuple[float, int, float]]) -> "Curve":
+        """points: (size, context, seconds)."""
+        per_token = _per_token(points)
+        by_size: defaultdict[float, list[float]] = defaultdict(list)
+        for size, context, seconds in points:
+            by_size[size].append(seconds - per_token * context)
+        sizes = sorted(by_size)
+        medians = [float(np.median(by_size[size])) for size in sizes]
+        weights = [len(by_size[size]) for size in sizes]
+        smallest = min(seconds for _, _, seconds in points)
+        return cls(np.array(sizes), np.maximum(_never_falling(medians, weights), 0.1 * smallest), per_token)
+
+
+class CostModel:
+    """Seconds of a step: a profile, times what has been learned since.
+
+    source: `profiled` (measured by this process), `cached` (by an earlier one), `online` (learned only), `none`
+    """
+
+    def __init__(self, points: Iterable[CostPoint] = (), source: str = "none") -> None:
+        self._plain = _Factor()
+        self._round = _Factor()
+        self._gathered: dict[str, list[CostPoint]] = {"plain": [], "verify": []}
+        self._adopt(tuple(points), source)
+
+    def _adopt(self, points: tuple[CostPoint, ...], source: str) -> None:
+        self.points = points
+        self.source = source if points else "none"
+        sized: defaultdict[str, list[tuple[float, int, float]]] = defaultdict(list)
+        for point in self.points:
+            size = point.rows if point.kind == "verify" else point.requests
+            sized[point.kind].append((float(size), point.context, point.seconds))
+        self._curves = {kind: Curve.fit(sized[kind]) for kind in sized}
+
+    @property
+    def ready(self) -> bool:
+        """Whether both a plain step and a round can be priced."""
+        return all(kind in self._curves for kind in KINDS)
+
+    def plain_seconds(self, requests: int, context: int) -> float:
+        """A step in which nothing is drafted."""
+        size = np.array([float(requests)])
+        return float(self._curves["plain"].at(size, context)[0] * self._plain.at(size)[0])
+
+    def round_seconds(self, requests: int, rows: Ints, context: int) -> Floats:
+        """Rounds that verify so many rows, anchors included; the draft pass is part of them."""
+        draft = self._curves["draft"].at(np.array([float(requests)]), context)
+        size = rows.astype(np.float64)
+        return (draft + self._curves["verify"].at(size, context)) * self._round.at(size)
+
+    def observe(self, kind: str, requests: int, rows: int, context: int, seconds: float) -> None:
+        """A step as it was: `plain`, or a `round` with its draft pass and everything around it."""
+        if not self.ready:
+            self._gather(kind, requests, rows, context, seconds)
+        elif kind == "plain":
+            self._plain.learn(requests, seconds / self.plain_seconds(requests, context))
+        else:
+            self._round.learn(rows, seconds / float(self.round_seconds(requests, np.array([rows]), context)[0]))
+
+    def _gather(self, kind: str, requests: int, rows: int, context: int, seconds: float) -> None:
+        """Without a profile the first steps become the points; a round is priced whole, its draft as part of it."""
+        name = "plain" if kind == "plain" else "verify"
+        points = self._gathered[name]
+        points.append(CostPoint(name, requests, rows, context, seconds))
+        del points[: -4 * ENOUGH]
+        if all(len(points) >= ENOUGH for points in self._gathered.values()):
+            free = CostPoint("draft", 1, 1, 0, 0.0)
+            self._adopt((*self._gathered["plain"], *self._gathered["verify"], free), "online")
+
+    # -- On disk ----
+
+    @classmethod
+    def from_points(cls, points: Iterable[CostPoint]) -> "CostModel":
+        """A model from a profile of this process."""
+        return cls(points, "profiled")
+
+    @classmethod
+    def load(cls, file: Path) -> "CostModel | None":
+        """The model an earlier process saved; None when the file is not one that this version reads."""
+        try:
+            saved = json.loads(file.read_text())
+            if saved["version"] != VERSION:
+                return None
+            return cls([CostPoint(**point) for point in saved["points"]], "cached")
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def save(self, file: Path, about: dict[str, object]) -> None:
+        """about: what was measured, for whoever reads the file"""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        content = {"version": VERSION, "about": about, "points": [asdict(point) for point in self.points]}
+        new = file.with_suffix(".new")
+        new.write_text(json.dumps(content, indent=1))
+        new.replace(file)
+
+
+ENOUGH = 20
+"""Steps of each kind that stand in for a profile."""
+
+
+class _Factor:
+    """A correction that follows the observed, one for all sizes and one for each power of two of them."""
+
+    def __init__(self) -> None:
+        self._all = 0.0
+        self._own = np.zeros(32)
+
+    def at(self, size: Floats) -> Floats:
+        return np.exp(self._all + self._own[_bucket(size)])
+
+    def learn(self, size: float, ratio: float) -> None:
+        """ratio: observed over expected, at this size"""
+        surprise = FOLLOW * min(max(math.log(max(ratio, 1e-9)), -MOST), MOST)
+        self._all += surprise / 2
+        self._own *= 0.999  # what is not seen again falls back to what all sizes say
+        self._own[_bucket(np.array([size]))] += surprise / 2
+
+
+def _bucket(size: Floats) -> Ints:
+    power: Ints = np.log2(np.maximum(size, 1)).astype(np.int64).clip(0, 31)
+    return power
+
+
+def _per_token(points: Sequence[tuple[float, int, float]]) -> float:
+    """Median slope over context between points of one size; at least 0."""
+    slopes = [(b[2] - a[2]) / (b[1] - a[1]) for a in points for b in points if a[0] == b[0] and b[1] > a[1]]
+    return max(0.0, float(np.median(slopes))) if slopes else 0.0
+
+
+def _never_falling(values: Sequence[float], weights: Sequence[int]) -> Floats:
+    """The nearest non-decreasing sequence in least squares: neighbours that fall are pooled."""
+    pools: list[tuple[float, int, int]] = []
+    for value, weight in zip(values, weights, strict=True):
+        pools.append((value, weight, 1))
+        while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
+            (a, wa, na), (b, wb, nb) = pools[-2], pools[-1]
+            pools[-2:] = [((a * wa + b * wb) / (wa + wb), wa + wb, na + nb)]
+    return np.repeat([pool[0] for pool in pools], [pool[2] for pool in pools]).astype(np.float64)

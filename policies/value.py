@@ -1,0 +1,141 @@
+"""The schedules that weigh: `throughput` (the paper's Algorithm 1) and `slo`. Both price a round before they buy it.
+
+With survival a of the drafts and weights w of the requests, a round that verifies the set S is worth
+
+    Theta(S) = (sum_r w_r + sum_{i in S} w_i a_i) / seconds(n + |S|)
+
+tokens per second. Drafts enter in falling order of w a, so a set is a prefix of that order and closed under parents.
+What stops the search decides whether rejection sampling stays unbiased, see `causality.py`:
+
+    early_stop   at the first draft that does not raise Theta: nothing behind it, which may have read it, was looked at
+    lagged       a budget from the round before last; this round's best drafts fill it
+    global       the best prefix of all; for match and for temperature 0 only
+
+Plain decoding is weighed too, before anything is drafted, since the draft pass itself is what it saves.
+"""
+
+from dataclasses import dataclass
+from heapq import heapify, heapreplace
+
+import numpy as np
+
+from .batch import Batch, Bools, Floats, Ints, clipped, nodes_depth
+from .cost import CostModel
+
+UNMEASURED_DEPTH = 2
+"""As deep as this while a cost model has no points: shallow enough to be cheap, and it measures rounds."""
+FIRST_PROBE, LAST_PROBE = 16, 512
+"""Plain steps until a batch is drafted again to see whether it pays by now; doubled every time that it does not."""
+
+
+class ValueScheduler:
+    """`speed`: tokens per second promised to every user (`slo`), or None (`throughput`)."""
+
+    def __init__(self, cost: CostModel, margin: float, causality: str, speed: float | None) -> None:
+        self._cost, self._margin, self._causality, self._speed = cost, margin, causality, speed
+        self._plain_steps, self._patience = 0, FIRST_PROBE
+        self._budgets: list[float] = []
+
+    def draft_depths(self, batch: Batch, expected: Floats) -> Ints:
+        """Everybody as deep as allowed, or a plain step where drafting is not expected to pay."""
+        if not self._cost.ready:
+            return clipped(UNMEASURED_DEPTH, batch)
+        if batch.min_depth.any() or self._pays(batch, expected):
+            self._plain_steps, self._patience = 0, FIRST_PROBE
+            return batch.max_depth
+        self._plain_steps += 1
+        if self._plain_steps < self._patience:
+            return np.zeros_like(batch.max_depth)
+        self._plain_steps, self._patience = 0, min(2 * self._patience, LAST_PROBE)
+        return batch.max_depth
+
+    def _pays(self, batch: Batch, expected: Floats) -> bool:
+        """Whether the best round that history predicts beats a plain step by the margin."""
+        if not batch.max_depth.any():
+            return False
+        line = self._line(batch, expected, None)
+        seconds = np.array([self._cost.plain_seconds(batch.size, batch.context)])
+        plain = float(self._score(batch.weight.sum() / seconds, 1 / seconds)[0])
+        return bool(line.score.max() > plain + self._margin * abs(plain))
+
+    def select(self, batch: Batch, survival: Floats, depth: Ints | None = None) -> Bools:
+        if not self._cost.ready:
+            at = nodes_depth(survival, depth)
+            return (at > 0) & (at <= self.draft_depths(batch, survival)[:, None])
+        line = self._line(batch, survival, depth)
+        chosen = line.forced.copy()
+        chosen.ravel()[line.order[: self._stop(line, batch.size)]] = True
+        return chosen
+
+    def _line(self, batch: Batch, survival: Floats, depth: Ints | None) -> "_Line":
+        """The drafts in the order in which they would enter, and what every prefix of them is worth."""
+        at = nodes_depth(survival, depth)
+        allowed = (at > 0) & (at <= batch.max_depth[:, None])
+        forced = allowed & (at <= batch.min_depth[:, None])
+        gain = batch.weight[:, None] * survival
+        free = np.flatnonzero(allowed & ~forced)
+        # A child is worth at most its parent; the tiny term per depth puts the parent first where they are equal.
+        order = free[np.argsort((1e-12 * at - gain).ravel()[free])]
+        rows = batch.size + int(forced.sum()) + np.arange(len(order) + 1)
+        seconds = self._cost.round_seconds(batch.size, rows, batch.context)
+        value = batch.weight.sum() + gain[forced].sum() + _from_zero(gain.ravel()[order])
+        slowest = np.ones(1) if self._speed is None else _slowest(survival, forced, order)
+        return _Line(forced, order, self._score(value / seconds, slowest / seconds))
+
+    def _score(self, throughput: Floats, slowest: Floats) -> Floats:
+        """What is maximised: throughput; below 0, how near the slowest user comes to a promise that is not kept."""
+        if self._speed is None:
+            return throughput
+        return np.where(slowest >= self._speed, throughput, slowest / self._speed - 1)
+
+    def _stop(self, line: "_Line", requests: int) -> int:
+        """How many drafts enter."""
+        best = int(line.score.argmax())
+        if self._causality == "global":
+            return best
+        self._budgets = [*self._budgets[-2:], best / requests]
+        if self._causality == "lagged" and len(self._budgets) == 3:
+            return min(round(self._budgets[0] * requests), len(line.order))
+        falls = line.score[1:] <= line.score[:-1]
+        return int(falls.argmax()) if falls.any() else len(line.order)
+
+
+@dataclass(frozen=True)
+class _Line:
+    """forced: bool `[n, N]`, whatever they are worth; order: int64 `[K]`, the others, flat; score: float64 `[K + 1]`"""
+
+    forced: Bools
+    order: Ints
+    score: Floats
+
+
+def _from_zero(gains: Floats) -> Floats:
+    """float64 `[K + 1]`: 0 and the running sum."""
+    return np.concatenate([np.zeros(1), np.cumsum(gains)])
+
+
+def _slowest(survival: Floats, forced: Bools, order: Ints) -> Floats:
+    """float64 `[K + 1]`: tokens of the slowest user after each entry.
+
+    Only the slowest user's next draft can raise the minimum, so a heap of users walks from one such entry to the next.
+    """
+    n, nodes = survival.shape
+    tokens = 1 + np.where(forced, survival, 0.0).sum(1)
+    owner = order // nodes
+    entries: list[list[int]] = [[] for _ in range(n)]
+    for place, request in enumerate(owner.tolist()):
+        entries[request].append(place)
+    gains = survival.ravel()[order].tolist()
+    heap = [(float(tokens[request]), request, 0) for request in range(n)]
+    heapify(heap)
+    slowest, reached = np.empty(len(order) + 1), 0
+    while reached <= len(order):
+        have, request, index = heap[0]
+        if index == len(entries[request]):
+            slowest[reached:] = have
+            break
+        place = entries[request][index]
+        slowest[reached : place + 1] = have
+        reached = max(reached, place + 1)
+        heapreplace(heap, (have + gains[place], request, index + 1))
+    return slowest

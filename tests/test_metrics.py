@@ -1,0 +1,16 @@
+"""Every metric is documented under the name and labels that a scraper sees."""
+
+import re
+from pathlib import Path
+
+from dspark_sgl.metrics import METRICS, PREFIX
+
+DOCS = Path(__file__).parent.parent / "docs" / "metrics.md"
+
+
+def test_the_documentation_lists_exactly_what_is_exported():
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| ([^|]*)\|", DOCS.read_text(), re.MULTILINE)
+    documented = {(name, kind, tuple(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
+    suffix = {"counter": "_total"}
+    exported = {(PREFIX + m.name + suffix.get(m.kind, ""), m.kind, m.labels) for m in METRICS}
+    assert documented == exported

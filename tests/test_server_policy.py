@@ -1,0 +1,117 @@
+"""A policy on a live server: edited while requests run, broken while requests run, and what the server says of it."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import SHARED
+
+from dspark_sgl.server import Server
+
+pytestmark = pytest.mark.server
+
+FIXED = "version: 1\nname: edited\nschedule: {{kind: fixed, depth: {depth}}}\n"
+TIERED = FIXED.format(depth=5) + "tiers: {careful: {max_depth: 1}}\n"
+BROKEN = "version: 1\nname: edited\nschedule: {kind: fixed, depht: 4}\n"
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("policy") / "edited.yaml"
+    file.write_text(FIXED.format(depth=5))
+    return file
+
+
+@pytest.fixture(scope="module")
+def server(target: Path, policy: Path) -> Iterator[Server]:
+    arguments = ["--model-path", str(target), "--speculative-algorithm", "DSPARK_SGL", "--dspark-policy", str(policy)]
+    with Server([*arguments, *SHARED]) as running:
+        yield running
+
+
+@pytest.fixture
+def load(server: Server, prompts: list[str]) -> Iterator[list[str]]:
+    """Four users who ask without a pause; yields the list of what went wrong for them."""
+    failures: list[str] = []
+    done = threading.Event()
+
+    def ask(prompt: str) -> None:
+        while not done.is_set():
+            try:
+                server.generate(prompt, temperature=0, max_new_tokens=48, ignore_eos=True)
+            except Exception as error:
+                failures.append(str(error))
+
+    users = [threading.Thread(target=ask, args=(prompt,)) for prompt in prompts[:4]]
+    for user in users:
+        user.start()
+    time.sleep(3)
+    yield failures
+    done.set()
+    for user in users:
+        user.join()
+
+
+def metric(server: Server, name: str, **labels: str) -> float:
+    """The value of one series on `/metrics`; 0 where it does not exist yet."""
+    for line in server.get("/metrics").splitlines():
+        found = re.fullmatch(rf"dspark_{name}\{{(.*)\}} (\S+)", line)
+        if found and all(f'{key}="{value}"' in found[1] for key, value in labels.items()):
+            return float(found[2])
+    return 0.0
+
+
+def seconds_until(condition: Callable[[], bool], limit: float = 20) -> float:
+    start = time.monotonic()
+    while not condition():
+        assert time.monotonic() - start < limit, f"not so after {limit} s"
+        time.sleep(0.02)
+    return time.monotonic() - start
+
+
+def test_a_saved_policy_is_in_force_within_a_second(server: Server, policy: Path, load: list[str]):
+    assert metric(server, "depth") == 5
+    for depth in (1, 4, 0, 5):
+        policy.write_text(FIXED.format(depth=depth))
+        took = seconds_until(lambda depth=depth: metric(server, "depth") == depth)
+        # One second here; a machine that also runs other things is given a little more.
+        assert took < 3, f"depth {depth} after {took:.1f} s"
+    assert load == []
+
+
+def test_a_broken_policy_changes_nothing_and_is_said_once(server: Server, policy: Path, load: list[str]):
+    before = metric(server, "policy_reloads_total", result="refused")
+    policy.write_text(BROKEN)
+    seconds_until(lambda: metric(server, "policy_reloads_total", result="refused") == before + 1)
+    assert metric(server, "depth") == 5
+    lines = [line for line in server.log.splitlines() if f"{policy}:3:" in line]
+    assert len(lines) == 1
+    assert "did you mean 'depth'" in lines[0]
+    policy.write_text(FIXED.format(depth=5))
+    assert load == []
+
+
+def test_a_tier_limits_its_requests_only(server: Server, policy: Path, prompts: list[str]):
+    policy.write_text(TIERED)
+    seconds_until(lambda: "careful" in str(server.report()["tiers"]))
+    free = server.generate(prompts[0], temperature=0, max_new_tokens=48)
+    careful = server.generate(
+        prompts[0], temperature=0, max_new_tokens=48, custom_params={"dspark": {"tier": "careful"}}
+    )
+    assert free.tokens == careful.tokens
+    assert careful.accepted_length is not None and careful.accepted_length <= 2
+    assert free.accepted_length is not None and free.accepted_length > careful.accepted_length
+
+
+def test_the_server_says_what_it_does(server: Server):
+    report = server.report()
+    assert report["policy"] == "edited"
+    assert re.fullmatch("[0-9a-f]{12}", str(report["digest"]))
+    assert report["cost"] in ("profiled", "cached")
+    assert metric(server, "policy", name="edited", digest=str(report["digest"])) == 1
+    assert metric(server, "cost_ready") == 1
