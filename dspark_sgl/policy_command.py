@@ -1,16 +1,18 @@
-"""`dspark-sgl policy lint|show`: checks policies and prints them. Needs neither torch nor SGLang."""
+"""`dspark-sgl policy lint|show|schema|explain`: checks policies, prints them, says what they do. No torch needed."""
 
 import argparse
 import json
 import sys
 from typing import Any
 
+from . import explain_command
 from .policies.errors import PolicyError
 from .policies.language import as_json
 from .policies.reader import parse_policy
+from .policies.schema import schema_text
 from .policies.shipped import find_policy, policy_source
 
-HELP = "check and show policies"
+HELP = "check, show and explain policies"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,8 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show = actions.add_parser("show", help="print a policy as it is written; with --json, as it is understood")
     show.add_argument("policy", metavar="NAME|FILE")
     show.set_defaults(act=_show)
-    for action in (lint, show):
+    explain = actions.add_parser("explain", help="say which rule fires at a load, and how deep the policy then goes")
+    explain_command.add_arguments(explain)
+    for action in (lint, show, explain):
         action.add_argument("--json", action="store_true", help="machine-readable output")
+    schema = actions.add_parser("schema", help="print the JSON Schema, for an editor that completes and checks")
+    schema.set_defaults(act=_schema)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -55,4 +61,9 @@ def _show(options: argparse.Namespace) -> int:
         print(json.dumps(as_json(policy), indent=2))
     else:
         sys.stdout.write(content.decode("utf-8-sig"))
+    return 0
+
+
+def _schema(options: argparse.Namespace) -> int:
+    print(schema_text(), end="")
     return 0
