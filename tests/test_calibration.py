@@ -1,0 +1,88 @@
+"""Calibration: chances from confidences, learned from acceptance, and nothing bought on the strength of a NaN."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dspark_sgl.policies.calibration import Calibration
+from dspark_sgl.policies.errors import PolicyError
+
+
+def sigmoid(value: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-value))
+
+
+def rounds(calibration: Calibration, sharpness: float, count: int, seed: int = 0) -> None:
+    """Rounds of four drafts by a drafter whose logits are `sharpness` times the true ones."""
+    dice = np.random.default_rng(seed)
+    for _ in range(count):
+        logits = dice.normal(0.5, 1.2, (8, 4))
+        lucky = dice.random((8, 4)) < sigmoid(logits)
+        accepted = lucky.cumprod(1).sum(1)
+        calibration.observe(sigmoid(sharpness * logits), np.full(8, 4), accepted)
+
+
+@pytest.mark.parametrize("sharpness", [0.5, 1.0, 2.0])
+def test_temperatures_follow_a_drafter_that_is_too_sure_or_too_shy(sharpness: float):
+    calibration = Calibration()
+    rounds(calibration, sharpness, 3000)
+    assert calibration.temperatures[:4] == pytest.approx(sharpness, rel=0.2)
+
+
+def test_survival_is_what_is_accepted():
+    """After learning: predicted and observed acceptance of new rounds agree, position by position."""
+    calibration = Calibration()
+    rounds(calibration, 2.0, 3000)
+    dice = np.random.default_rng(7)
+    logits = dice.normal(0.5, 1.2, (40_000, 4))
+    survived = (dice.random((40_000, 4)) < sigmoid(logits)).cumprod(1)
+    assert calibration.apply(sigmoid(2.0 * logits)).mean(0) == pytest.approx(survived.mean(0), abs=0.02)
+
+
+def test_expected_is_the_running_acceptance():
+    calibration = Calibration()
+    for _ in range(200):
+        calibration.observe(None, np.array([3, 3, 3, 3]), np.array([3, 1, 0, 0]))
+    assert calibration.expected(2, 3)[1] == pytest.approx([0.5, 0.25, 0.25], abs=0.03)
+
+
+def test_it_forgets():
+    calibration = Calibration()
+    for accepted in (4, 0):
+        for _ in range(500):
+            calibration.observe(None, np.full(8, 4), np.full(8, accepted))
+    assert calibration.expected(1, 1)[0, 0] < 0.05
+
+
+@given(st.lists(st.floats(allow_nan=True, allow_infinity=True), min_size=1, max_size=8))
+def test_what_is_no_probability_counts_as_nothing(confidence: list[float]):
+    calibration = Calibration()
+    survival = calibration.apply(np.array([confidence]))[0]
+    wrong = [not 0 <= c <= 1 for c in confidence]
+    assert calibration.bad == sum(wrong)
+    assert ((survival >= 0) & (survival <= 1)).all()
+    assert (np.diff(survival) <= 0).all()
+    if any(wrong):
+        assert (survival[wrong.index(True) :] < 1e-5).all()
+    calibration.observe(np.array([confidence]), np.array([len(confidence)]), np.array([0]))
+    assert np.isfinite(calibration.temperatures).all()
+
+
+def test_the_order_within_a_position_is_kept():
+    ladder = np.linspace(0.01, 0.99, 50)[:, None]
+    assert (np.diff(Calibration([2.5]).apply(ladder)[:, 0]) > 0).all()
+
+
+def test_temperatures_beside_a_draft(tmp_path: Path):
+    file = tmp_path / "sts.json"
+    file.write_text('{"version": 1, "temperatures": [1.5, 2.0]}')
+    assert Calibration.from_json(file).temperatures[:4] == pytest.approx([1.5, 2.0, 2.0, 2.0])
+    for damage in ("", "{}", '{"version": 1, "temperatures": []}', '{"version": 1, "temperatures": [0]}'):
+        file.write_text(damage)
+        with pytest.raises(PolicyError, match=r"sts\.json: holds no temperatures"):
+            Calibration.from_json(file)

@@ -1,0 +1,102 @@
+"""The cost model: what a profile says, what steps teach, what a file keeps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dspark_sgl.policies.cost import ENOUGH, CostModel, CostPoint
+
+
+def profile(noise: float = 0.0) -> list[CostPoint]:
+    """A machine: 40 ms, 0.5 ms per row, 1 us per KV token; a draft of 5 ms and 0.2 ms per request."""
+    points = []
+    dice = np.random.default_rng(0)
+
+    def noisy(seconds: float) -> float:
+        return seconds * (1 + noise * float(dice.standard_normal()))
+
+    for requests in (1, 2, 4, 8, 16):
+        for context in (64 * requests, 1024 * requests):
+            base = 0.040 + 1e-6 * context
+            points.append(CostPoint("plain", requests, requests, context, noisy(base + 0.0005 * requests)))
+            points.append(CostPoint("draft", requests, 7 * requests, context, noisy(0.005 + 0.0002 * requests)))
+            for width in (2, 4, 8):
+                rows = requests * width
+                points.append(CostPoint("verify", requests, rows, context, noisy(base + 0.0005 * rows)))
+    return points
+
+
+def round_of(cost: CostModel, requests: int, rows: int, context: int) -> float:
+    return float(cost.round_seconds(requests, np.array([rows]), context)[0])
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.02])
+def test_a_profile_is_read_between_and_beyond_its_points(noise: float):
+    cost = CostModel.from_points(profile(noise))
+    assert cost.ready and cost.source == "profiled"
+    close = 2 * noise + 1e-6
+    assert cost.plain_seconds(3, 0) == pytest.approx(0.0415, rel=close)
+    assert round_of(cost, 4, 12, 1000) == pytest.approx(0.040 + 0.006 + 0.001 + 0.0058, rel=close)
+    assert round_of(cost, 32, 256, 10_000) == pytest.approx(0.040 + 0.128 + 0.010 + 0.0114, rel=close + 0.02)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([1, 2, 4, 8]), st.floats(1e-4, 1.0)), min_size=3, max_size=30),
+    st.integers(1, 600),
+)
+def test_more_rows_never_cost_less_and_nothing_is_free(measured: list[tuple[int, float]], rows: int):
+    """However noisy the measurements."""
+    kinds = ("plain", "draft", "verify")
+    points = [CostPoint(kind, size, size, 64 * size, s) for kind in kinds for size, s in measured]
+    cost = CostModel.from_points(points)
+    seconds = cost.round_seconds(4, np.arange(1, rows + 1), 1000)
+    assert (seconds > 0).all()
+    assert (np.diff(seconds) >= -1e-12).all()
+
+
+def test_one_step_ten_times_too_slow_moves_little():
+    cost = CostModel.from_points(profile())
+    before = round_of(cost, 4, 16, 1000)
+    cost.observe("round", 4, 16, 1000, 10 * before)
+    assert round_of(cost, 4, 16, 1000) < 1.03 * before
+
+
+def test_a_lasting_change_is_followed_within_fifty_steps():
+    """A clock that drops by a third: every step takes 1.5 times as long, whatever its size."""
+    cost, fresh = CostModel.from_points(profile()), CostModel.from_points(profile())
+    dice = np.random.default_rng(1)
+    for _ in range(50):
+        rows = int(dice.choice([8, 16, 32]))
+        cost.observe("round", 4, rows, 1000, 1.5 * round_of(fresh, 4, rows, 1000))
+    for rows in (8, 16, 32):
+        assert round_of(cost, 4, rows, 1000) == pytest.approx(1.5 * round_of(fresh, 4, rows, 1000), rel=0.05)
+    assert cost.plain_seconds(4, 1000) == fresh.plain_seconds(4, 1000)
+
+
+def test_without_a_profile_steps_become_one():
+    cost = CostModel()
+    assert not cost.ready and cost.source == "none"
+    for _ in range(ENOUGH):
+        cost.observe("plain", 2, 2, 500, 0.041)
+        assert not cost.ready
+        cost.observe("round", 2, 6, 500, 0.049)
+    assert cost.ready and cost.source == "online"
+    assert cost.plain_seconds(2, 500) == pytest.approx(0.041)
+    assert round_of(cost, 2, 6, 500) == pytest.approx(0.049)
+
+
+def test_a_file_keeps_it_and_a_damaged_one_is_no_model(tmp_path: Path):
+    file = tmp_path / "costs" / "x.json"
+    cost = CostModel.from_points(profile())
+    cost.save(file, {"device": "test"})
+    again = CostModel.load(file)
+    assert again is not None and again.source == "cached"
+    assert again.points == cost.points
+    for damage in ("", "{", '{"version": 99, "points": []}', '{"version": 1, "points": [{"kind": "plain"}]}'):
+        file.write_text(damage)
+        assert CostModel.load(file) is None
