@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .language import MAX_DEPTH
-from .limits import RequestLimits
 from .suggest import did_you_mean, short
 
 KEY = "dspark"
@@ -22,10 +21,6 @@ class RequestOptions:
 
     max_depth: int | None = None
     tier: str | None = None
-
-    def limits(self, block_size: int) -> RequestLimits:
-        """Folds the request's wish into what the drafter can propose."""
-        return RequestLimits(block_size if self.max_depth is None else min(self.max_depth, block_size))
 
 
 def parse_request_options(custom_params: Mapping[str, object] | None) -> RequestOptions:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dspark_sgl.policies import RequestLimits, RequestOptions, parse_request_options
+from dspark_sgl.policies import RequestOptions, parse_request_options
 
 
 @pytest.mark.parametrize("params", [None, {}, {"other": 1}, {"dspark": None}, {"dspark": {}}])
@@ -13,11 +13,6 @@ def test_a_request_that_says_nothing_gets_the_defaults(params):
 def test_a_request_may_set_depth_and_tier():
     params = {"dspark": {"max_depth": 3, "tier": "interactive"}, "other": 1}
     assert parse_request_options(params) == RequestOptions(3, "interactive")
-
-
-@pytest.mark.parametrize(("asked", "limit"), [(None, 7), (3, 3), (0, 0), (64, 7)])
-def test_the_wish_never_raises_the_block(asked, limit):
-    assert RequestOptions(max_depth=asked).limits(block_size=7) == RequestLimits(limit)
 
 
 @pytest.mark.parametrize(
