@@ -7,12 +7,17 @@ import argparse
 import os
 import sys
 
-from . import __version__, completion_command, doctor, policy_command
+from . import __version__, completion_command, doctor, policy_command, profile_command
 from .compat import CompatError
 from .draft_config import DraftError
 from .policies.errors import PolicyError
 
-_COMMANDS = {"doctor": doctor, "policy": policy_command, "completion": completion_command}
+_COMMANDS = {
+    "doctor": doctor,
+    "policy": policy_command,
+    "profile": profile_command,
+    "completion": completion_command,
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
