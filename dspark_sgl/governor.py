@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dspark_sgl.policies.calibration import Calibration
 from dspark_sgl.policies.cost import CostModel
-from dspark_sgl.policies.language import ACCEPT_METHODS, Policy, Schedule
+from dspark_sgl.policies.language import ACCEPT_METHODS, DEFAULT_TIER, Policy, Schedule
 from dspark_sgl.policies.rules import Active, RuleBook
 from dspark_sgl.policies.scheduler import Batch, Scheduler, make_scheduler
 
@@ -32,6 +32,10 @@ Floats = NDArray[np.float64]
 
 CAUSALITY = "early_stop"
 """Rounds are synchronous: this step's confidences are at hand, and an early stop keeps them from biasing the output."""
+
+
+MOST_TIERS_NAMED = 100
+"""Clients choose these names; the log must not grow with them."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,9 @@ class Governor:
         metrics: Metrics | None,
     ) -> None:
         self._watch, self._block = watch, block
-        self._cost, self._calibration, self.load, self._metrics = cost, calibration, load, metrics
+        self._profile, self._calibration, self.load, self._metrics = cost, calibration, load, metrics
+        self._as_it_comes = Calibration()
+        self._unknown_tiers: set[str] = set()
         self._ride: _Ride | None = None
         self._decision: dict[str, Any] = {}
         self._adopt(watch.first)
@@ -119,17 +125,17 @@ class Governor:
         step = ride.step
         self.load.record(step, seconds)
         if self._metrics is not None:
-            self._metrics.add("step_seconds_observed", seconds, step.kind)
-            self._metrics.add("step_seconds_predicted", self._expected_seconds(step), step.kind)
             self._metrics.set("cost_ready", self._cost.ready)
+            if self._cost.ready:
+                self._metrics.add("step_seconds_observed", seconds, step.kind)
+                self._metrics.add("step_seconds_predicted", self._expected_seconds(step), step.kind)
         if self._policy.cost.refine == "online":
             self._cost.observe(step.kind, step.requests, step.rows, step.context, seconds)
 
     def plan(self, requests: Sequence[RequestLoad]) -> Plan:
         """How deep to draft each request, before anything is drafted; all 0 is a plain step."""
-        saved = self._watch.take()
-        if saved is not None:
-            self._adopt(saved)
+        self._refresh()
+        self._name_unknown_tiers(requests)
         lens = [request.signals.context_len for request in requests]
         snapshot = self.load.snapshot(lens)
         active = self._rules.batch(snapshot)
@@ -154,7 +160,8 @@ class Governor:
         if confidence is None:
             ride.survival = self._calibration.expected(len(ride.drafted), max(ride.drafted))
         else:
-            ride.confidence, ride.survival = confidence, self._calibration.apply(confidence)
+            said = self._calibration if self._policy.calibration.method == "sts" else self._as_it_comes
+            ride.confidence, ride.survival = confidence, said.apply(confidence)
         kept = ride.scheduler.select(ride.batch, ride.survival).sum(1)
         ride.offered = np.minimum(kept, ride.drafted).tolist()
         self._decision["verified"] = sum(ride.offered)
@@ -165,9 +172,9 @@ class Governor:
         ride = self._ride
         assert ride is not None
         ride.lengths = list(lengths)
-        if ride.offered and self._policy.calibration.online:
-            accepted = np.array(ride.lengths) - 1
-            self._calibration.observe(ride.confidence, np.array(ride.offered), accepted)
+        if ride.offered:
+            learning = ride.confidence if self._policy.calibration.online else None
+            self._calibration.observe(learning, np.array(ride.offered), np.array(ride.lengths) - 1)
 
     def publish(self, phases: Mapping[str, float]) -> None:
         """Put the step just planned and learned from on `/metrics`. phases: host seconds since the server started"""
@@ -188,6 +195,7 @@ class Governor:
             metrics.observe("accepted_length", [n for n, k in zip(ride.lengths, ride.offered, strict=True) if k])
             metrics.add("survival_predicted", ride.predicted)
             metrics.add("survival_observed", accepted)
+        metrics.total("bad_confidences", self._calibration.bad + self._as_it_comes.bad)
 
     def _expected_seconds(self, step: Step) -> float:
         if step.kind == PLAIN:
@@ -196,15 +204,35 @@ class Governor:
 
     # -- The policy --------------------------------------------------------------------------------------------------
 
+    def _refresh(self) -> None:
+        """Take over what was saved since; only ever called between two steps."""
+        saved = self._watch.take()
+        if saved is not None:
+            self._adopt(saved)
+
     def _adopt(self, policy: Policy) -> None:
         """Take over a policy, between two steps."""
         self._policy = policy
+        self._cost = self._profile if policy.cost.source == "profiled" else CostModel()
+        if not self._cost.ready:
+            logger.warning(
+                "dspark: policy %s: no step has been measured; rounds stay shallow until some are", policy.name
+            )
         self._rules = RuleBook(policy, self._block)
         self._schedulers: dict[Schedule, Scheduler] = {}
         for line in self._rules.missing(self.load.signals):
             logger.warning("dspark: policy %s: %s", policy.name, line)
         if self._metrics is not None:
             self._metrics.policy(policy.name, policy.digest)
+
+    def _name_unknown_tiers(self, requests: Sequence[RequestLoad]) -> None:
+        """A tier that the policy does not know is served as the default one; the log says so, once a tier."""
+        named = {request.signals.tier for request in requests}
+        unknown = named - self._unknown_tiers - {DEFAULT_TIER, *self._policy.tiers}
+        if unknown and len(self._unknown_tiers) < MOST_TIERS_NAMED:
+            self._unknown_tiers |= unknown
+            tiers = ", ".join(sorted(unknown))
+            logger.warning("dspark: policy %s has no tier %s: served as default", self._policy.name, tiers)
 
     def _scheduler(self, schedule: Schedule) -> Scheduler:
         """One scheduler per schedule of the policy, kept while the policy is: it remembers its probes."""
@@ -214,6 +242,7 @@ class Governor:
 
     def report(self) -> dict[str, Any]:
         """What `/server_info` shows of the policy: which, its rule, and the last decision."""
+        self._refresh()
         reloads = self._watch.reloads
         return {
             "policy": self._policy.name,

@@ -69,6 +69,7 @@ class Metrics:
                 self._families[metric.name] = Histogram(name, metric.help, labels, buckets=metric.buckets)
         self._policy: tuple[str, str] | None = None
         self._phases: dict[str, float] = {}
+        self._totals: dict[str, float] = {}
 
     def add(self, name: str, value: float, *labels: str) -> None:
         """Increase a counter."""
@@ -84,6 +85,11 @@ class Metrics:
         series = self._of(name)
         for value in values:
             series.observe(value)
+
+    def total(self, name: str, total: float) -> None:
+        """Bring a counter up to a total kept elsewhere."""
+        self.add(name, total - self._totals.get(name, 0.0))
+        self._totals[name] = total
 
     def phases(self, totals: Mapping[str, float]) -> None:
         """Seconds per phase since the server started."""

@@ -1,18 +1,18 @@
-"""`dspark-sgl policy lint|show|schema|explain`: checks policies, prints them, says what they do. No torch needed."""
+"""`dspark-sgl policy lint|show|schema|explain|simulate`: checks policies, prints them, says what they do. No torch."""
 
 import argparse
 import json
 import sys
 from typing import Any
 
-from . import explain_command
+from . import explain_command, simulate_command
 from .policies.errors import PolicyError
 from .policies.language import as_json
 from .policies.reader import parse_policy
 from .policies.schema import schema_text
 from .policies.shipped import find_policy, policy_source
 
-HELP = "check, show and explain policies"
+HELP = "check, show, explain and simulate policies"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show.set_defaults(act=_show)
     explain = actions.add_parser("explain", help="say which rule fires at a load, and how deep the policy then goes")
     explain_command.add_arguments(explain)
-    for action in (lint, show, explain):
+    simulate = actions.add_parser("simulate", help=simulate_command.HELP)
+    simulate_command.add_arguments(simulate)
+    for action in (lint, show, explain, simulate):
         action.add_argument("--json", action="store_true", help="machine-readable output")
     schema = actions.add_parser("schema", help="print the JSON Schema, for an editor that completes and checks")
     schema.set_defaults(act=_schema)

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from dspark_sgl.policies.language import DEFAULT_TIER
 from dspark_sgl.policies.requests import parse_request_options
 from dspark_sgl.policies.signals import RequestSignals
 from dspark_sgl.spec_algos.protocol import History
 
 from .constraints import has_moving_penalties
-
-DEFAULT_TIER = "default"
 
 
 class RequestHistory(History):

@@ -11,6 +11,9 @@ What stops the search decides whether rejection sampling stays unbiased, see `ca
     lagged       a budget from the round before last; this round's best drafts fill it
     global       the best prefix of all; for match and for temperature 0 only
 
+A promise to the slowest user (`slo`) is not met one draft at a time: nothing improves until everybody has one more. So
+its budget is settled before anything is drafted, from what history predicts, and this round's best drafts fill it.
+
 Plain decoding is weighed too, before anything is drafted, since the draft pass itself is what it saves.
 """
 
@@ -35,12 +38,13 @@ class ValueScheduler:
         self._cost, self._margin, self._causality, self._speed = cost, margin, causality, speed
         self._plain_steps, self._patience = 0, FIRST_PROBE
         self._budgets: list[float] = []
+        self._promised: int | None = None
 
     def draft_depths(self, batch: Batch, expected: Floats) -> Ints:
         """Everybody as deep as allowed, or a plain step where drafting is not expected to pay."""
         if not self._cost.ready:
             return clipped(UNMEASURED_DEPTH, batch)
-        if batch.min_depth.any() or self._pays(batch, expected):
+        if self._pays(batch, expected) or batch.min_depth.any():
             self._plain_steps, self._patience = 0, FIRST_PROBE
             return batch.max_depth
         self._plain_steps += 1
@@ -54,6 +58,7 @@ class ValueScheduler:
         if not batch.max_depth.any():
             return False
         line = self._line(batch, expected, None)
+        self._promised = None if self._speed is None else int(line.score.argmax())
         seconds = np.array([self._cost.plain_seconds(batch.size, batch.context)])
         plain = float(self._score(batch.weight.sum() / seconds, 1 / seconds)[0])
         return bool(line.score.max() > plain + self._margin * abs(plain))
@@ -93,6 +98,8 @@ class ValueScheduler:
         best = int(line.score.argmax())
         if self._causality == "global":
             return best
+        if self._promised is not None:
+            return min(self._promised, len(line.order))
         self._budgets = [*self._budgets[-2:], best / requests]
         if self._causality == "lagged" and len(self._budgets) == 3:
             return min(round(self._budgets[0] * requests), len(line.order))

@@ -219,6 +219,17 @@ def test_plain_decoding_is_taken_where_it_pays_and_left_again():
     assert scheduler.draft_depths(batch, useful).tolist() == [4]
 
 
+def test_a_promise_is_kept_for_many_users_alike():
+    """One more draft each is what raises the slowest; no single draft does. The budget comes from history."""
+    cost = cost_of([0.02 + 0.0002 * rows for rows in range(1, 65)], plain=0.021, draft=0.001)
+    batch = batch_of([0] * 8, [7] * 8, [1.0] * 8)
+    survival = np.tile(0.8 ** np.arange(1, 8), (8, 1))
+    scheduler = make_scheduler(SloSchedule(100.0), cost, 0.0, "early_stop")
+    assert (scheduler.draft_depths(batch, survival) == 7).all()
+    depths = tuple(scheduler.select(batch, survival).sum(1).tolist())
+    assert slowest(batch, survival, depths, cost) >= 100.0
+
+
 def test_the_drafts_own_cost_counts():
     survival = np.array([[0.5, 0.3]])
     batch = batch_of([0], [2], [1.0])

@@ -57,10 +57,10 @@ def load(server: Server, prompts: list[str]) -> Iterator[list[str]]:
         user.join()
 
 
-def metric(server: Server, name: str, **labels: str) -> float:
+def metric(server: Server, series: str, **labels: str) -> float:
     """The value of one series on `/metrics`; 0 where it does not exist yet."""
     for line in server.get("/metrics").splitlines():
-        found = re.fullmatch(rf"dspark_{name}\{{(.*)\}} (\S+)", line)
+        found = re.fullmatch(rf"dspark_{series}\{{(.*)\}} (\S+)", line)
         if found and all(f'{key}="{value}"' in found[1] for key, value in labels.items()):
             return float(found[2])
     return 0.0

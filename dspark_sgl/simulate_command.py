@@ -1,0 +1,178 @@
+"""`dspark-sgl policy simulate`: policies under a made-up or recorded load, on a machine whose costs are known.
+
+Prints throughput, per-user speed and depth per policy and load; draws the frontier and the depth over time. Needs
+neither torch nor SGLang; the picture needs matplotlib.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .policies.errors import PolicyError
+from .policies.language import Policy
+from .policies.shipped import find_policy
+
+if TYPE_CHECKING:  # these import numpy, which the other commands do without
+    from .policies.simulator import Machine, Result
+    from .policies.workload import Workload
+
+HELP = "run policies on a machine that does not exist"
+
+# Of the reference machine: one large GPU with an 8B model.
+PREFILL_S, PREFILL_TOKEN_S = 0.004, 3e-5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("policies", nargs="+", metavar="NAME|FILE")
+    load = parser.add_mutually_exclusive_group()
+    load.add_argument("--users", default="1,4,16,64", metavar="N,..", help="so many at once, asking without a pause")
+    load.add_argument("--rate", metavar="R,..", help="requests per second, arriving at random")
+    load.add_argument("--trace", type=Path, metavar="FILE.jsonl", help="recorded requests")
+    parser.add_argument("--requests", type=int, default=500, metavar="N", help="per load (default: %(default)s)")
+    parser.add_argument("--prompt-tokens", type=int, default=500, metavar="N", help="mean (default: %(default)s)")
+    parser.add_argument("--output-tokens", type=int, default=200, metavar="N", help="mean (default: %(default)s)")
+    parser.add_argument(
+        "--acceptance", default="0.8", metavar="A,..", help="of each draft, given the one before; the last repeats"
+    )
+    parser.add_argument("--block", type=int, default=7, metavar="N", help="the drafter's depth (default: %(default)s)")
+    parser.add_argument("--cost", type=Path, metavar="FILE.json", help="a profile that a server has saved")
+    parser.add_argument("--prefill-ms", type=float, metavar="MS", help="of a prefill; with --cost")
+    parser.add_argument("--prefill-token-us", type=float, metavar="US", help="of each of its tokens; with --cost")
+    parser.add_argument("--kv-tokens", type=int, default=1_000_000, metavar="N", help="KV slots (default: %(default)s)")
+    parser.add_argument("--max-running", type=int, default=256, metavar="N", help="at once (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--plot", type=Path, metavar="OUT.png", help="draw the frontier and the depth over time")
+    parser.set_defaults(act=run)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One policy under one load."""
+
+    policy: str
+    load: str
+    result: "Result"
+
+
+def run(options: argparse.Namespace) -> int:
+    from .policies.simulator import simulate
+
+    policies = [find_policy(name) for name in options.policies]
+    machine, about = _machine(options)
+    points = [
+        Point(policy.name, label, simulate(policy, workload, machine, options.seed))
+        for label, workload in _loads(options)
+        for policy in policies
+    ]
+    if options.plot:
+        _plot(points, policies, options.plot)
+    if options.json:
+        print(json.dumps({"machine": about, "points": [_entry(point) for point in points]}, indent=2))
+    else:
+        print("\n".join(_table(points, about)))
+    return 0
+
+
+def _machine(options: argparse.Namespace) -> "tuple[Machine, str]":
+    from .policies.cost import CostModel
+    from .policies.reference import DESCRIPTION, reference_cost
+    from .policies.simulator import Machine
+
+    cost, about = reference_cost(), DESCRIPTION
+    if options.cost is not None:
+        loaded = CostModel.load(options.cost)
+        if loaded is None or not loaded.ready:
+            raise PolicyError(str(options.cost), 0, 0, "holds no profile; `dspark-sgl profile` lists this machine's")
+        cost, about = loaded, str(options.cost)
+    for name in ("block", "requests", "prompt_tokens", "output_tokens", "kv_tokens", "max_running"):
+        if getattr(options, name) < 1:
+            raise PolicyError(f"--{name.replace('_', '-')}", 0, 0, f"must be at least 1, not {getattr(options, name)}")
+    prefill = PREFILL_S if options.prefill_ms is None else options.prefill_ms * 1e-3
+    per_token = PREFILL_TOKEN_S if options.prefill_token_us is None else options.prefill_token_us * 1e-6
+    return Machine(cost, options.block, prefill, per_token, options.kv_tokens, options.max_running), about
+
+
+def _loads(options: argparse.Namespace) -> "Iterator[tuple[str, Workload]]":
+    from .policies.workload import closed_loop, load_trace, open_loop
+
+    if options.trace is not None:
+        yield options.trace.stem, load_trace(options.trace)
+        return
+    given = _numbers("--acceptance", options.acceptance, 0, 1)
+    acceptance = [*given, *[given[-1]] * options.block][: options.block]
+    shape = (options.requests, options.prompt_tokens, options.output_tokens, acceptance, options.seed)
+    if options.rate is not None:
+        for rate in _numbers("--rate", options.rate, 1e-6, 1e6):
+            yield f"{rate:g}/s", open_loop(rate, *shape)
+        return
+    for users in _numbers("--users", options.users, 1, 1e6):
+        yield f"{users:g} users", closed_loop(int(users), *shape)
+
+
+def _numbers(option: str, text: str, low: float, high: float) -> list[float]:
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if not values or not all(low <= value <= high for value in values):
+        raise PolicyError(option, 0, 0, f"takes numbers from {low:g} to {high:g} with commas between, not {text!r}")
+    return values
+
+
+def _entry(point: Point) -> dict[str, Any]:
+    result = point.result
+    return {
+        "policy": point.policy,
+        "load": point.load,
+        "requests": result.requests,
+        "seconds": result.seconds,
+        "output_tps": result.output_tps,
+        "user_tps": result.user_tps,
+        "depth": result.depth,
+        "plain_share": result.plain_share,
+        "accepted_length": result.accepted_length,
+        "ttft_s": result.ttft_s,
+        "timeline": {
+            name: column.round(4).tolist()
+            for name, column in zip(("seconds", "depth", "running", "output_tps"), result.timeline.T, strict=True)
+        },
+    }
+
+
+def _table(points: Sequence[Point], about: str) -> list[str]:
+    width = max(len(point.policy) for point in points)
+    titles = f"{'tokens/s':>9} {'per user':>9} {'depth':>6} {'plain':>6} {'accepted':>9} {'TTFT ms':>8}"
+    head = f"{'load':12} {'policy':{width}} {titles}"
+    rows = [
+        f"{p.load:12} {p.policy:{width}} {p.result.output_tps:9.1f} {p.result.user_tps:9.1f} {p.result.depth:6.2f} "
+        f"{100 * p.result.plain_share:5.0f}% {p.result.accepted_length:9.2f} {1e3 * p.result.ttft_s:8.0f}"
+        for p in points
+    ]
+    return [about, "", head, *rows]
+
+
+def _plot(points: Sequence[Point], policies: Sequence[Policy], file: Path) -> None:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise PolicyError("--plot", 0, 0, "needs matplotlib: pip install 'dspark-sgl[plot]'") from None
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    frontier, time = figure.subplots(1, 2)
+    for policy in policies:
+        mine = [point for point in points if point.policy == policy.name]
+        speeds = [(point.result.user_tps, point.result.output_tps) for point in mine]
+        frontier.plot(*zip(*speeds, strict=True), marker="o", label=policy.name)
+        last = mine[-1].result.timeline
+        time.plot(last[:, 0], last[:, 1], label=f"{policy.name}, {mine[-1].load}")
+    frontier.set(xlabel="tokens per second and user", ylabel="tokens per second")
+    time.set(xlabel="seconds of decoding", ylabel="draft tokens verified per request")
+    for axis in (frontier, time):
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small")
+    try:
+        figure.savefig(file, dpi=150)
+    except (OSError, ValueError) as error:
+        raise PolicyError(str(file), 0, 0, f"cannot be written: {error}") from None

@@ -1,0 +1,134 @@
+"""The simulator: what can be worked out by hand comes out, the same seed gives the same run, and policies act in it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dspark_sgl.policies.cost import CostModel, CostPoint
+from dspark_sgl.policies.errors import PolicyError
+from dspark_sgl.policies.reader import parse_policy
+from dspark_sgl.policies.shipped import find_policy
+from dspark_sgl.policies.simulator import Machine, simulate
+from dspark_sgl.policies.workload import closed_loop, load_trace, open_loop
+
+PLAIN_S, DRAFT_S, ROW_S = 0.04, 0.005, 0.001
+
+
+def machine(max_running: int = 64, kv_tokens: int = 100_000) -> Machine:
+    """A step is 40 ms and a millisecond for every row beyond the first; a draft pass is 5 ms; a prefill 10 ms."""
+    points = [CostPoint("draft", 1, 7, 0, DRAFT_S)]
+    points += [CostPoint("plain", n, n, 0, PLAIN_S + ROW_S * (n - 1)) for n in (1, 256)]
+    points += [CostPoint("verify", 1, n, 0, PLAIN_S + ROW_S * (n - 1)) for n in (1, 2048)]
+    return Machine(CostModel.from_points(points), 7, 0.01, 0.0, kv_tokens, max_running)
+
+
+def test_plain_decoding_takes_as_long_as_it_must():
+    """Ten requests one after the other, 21 tokens each: one from the prefill, twenty steps."""
+    result = simulate(find_policy("off"), closed_loop(1, 10, 100, 21, [0.8], spread=0), machine())
+    assert result.seconds == pytest.approx(10 * (0.01 + 20 * PLAIN_S))
+    assert result.output_tps == pytest.approx(210 / result.seconds)
+    assert result.user_tps == pytest.approx(1 / PLAIN_S)
+    assert result.steps == 210
+    assert (result.depth, result.plain_share, result.accepted_length) == (0, 1, 1)
+
+
+def test_speculation_emits_what_its_chances_say():
+    """Chances 0.8, 0.64, ..: five drafts yield 1 + 0.8 + 0.64 + 0.512 + 0.41 + 0.328 tokens a round."""
+    work = closed_loop(1, 200, 100, 2000, [0.8] * 7, spread=0)
+    result = simulate(find_policy("fixed-5"), work, machine())
+    expected = 1 + sum(0.8**k for k in range(1, 6))
+    assert result.accepted_length == pytest.approx(expected, rel=0.01)
+    assert result.user_tps == pytest.approx(expected / (PLAIN_S + DRAFT_S + 5 * ROW_S), rel=0.02)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_one_another():
+    work = open_loop(5, 300, 100, 50, [0.7] * 7, seed=3)
+    runs = [simulate(find_policy("adaptive"), work, machine(), seed) for seed in (1, 1, 2)]
+    assert runs[0].seconds == runs[1].seconds
+    assert (runs[0].timeline == runs[1].timeline).all()
+    assert runs[0].seconds != runs[2].seconds
+
+
+def test_depth_falls_as_users_come():
+    depths = [
+        simulate(find_policy("throughput"), closed_loop(users, 400, 50, 60, [0.6] * 7), machine(256)).depth
+        for users in (1, 8, 64, 256)
+    ]
+    assert depths == sorted(depths, reverse=True)
+    assert depths[0] > 2 * depths[-1]
+
+
+def test_where_drafts_are_useless_adaptive_is_plain_but_for_its_probes():
+    work = closed_loop(16, 500, 50, 100, [0.02] * 7)
+    plain, adaptive = (simulate(find_policy(name), work, machine()) for name in ("off", "adaptive"))
+    assert adaptive.plain_share > 0.97
+    assert adaptive.output_tps > 0.98 * plain.output_tps
+
+
+def test_rules_see_the_simulated_load():
+    text = (
+        "version: 1\nschedule: {kind: fixed, depth: 6}\nrules:\n  - when: batch.size > 4\n    set: {depth: {max: 1}}\n"
+    )
+    few, many = (simulate(parse_policy(text), closed_loop(n, 100, 50, 50, [0.8] * 7), machine()) for n in (4, 16))
+    assert few.depth == 6
+    assert many.depth < 2
+
+
+def test_requests_wait_where_the_kv_pool_is_full():
+    work = closed_loop(16, 100, 500, 100, [0.5], spread=0)
+    wide = simulate(find_policy("off"), work, machine())
+    tight = simulate(find_policy("off"), work, machine(kv_tokens=4 * 600))
+    assert wide.timeline[:, 2].max() == 16
+    assert tight.timeline[:, 2].max() == 4
+    assert tight.ttft_s >= 0
+
+
+def test_an_idle_server_waits_for_the_next_arrival():
+    work = open_loop(0.1, 20, 50, 10, [0.5], seed=0)
+    result = simulate(find_policy("off"), work, machine())
+    assert result.seconds > float(work.arrival[-1])
+    assert result.ttft_s == pytest.approx(0.01, rel=0.2)
+
+
+def test_a_trace_is_replayed_in_order_of_arrival(tmp_path: Path):
+    file = tmp_path / "t.jsonl"
+    rows = [
+        {"arrival": 9.0, "prompt": 20, "output": 30, "acceptance": [0.5]},
+        {"arrival": 1.0, "prompt": 10, "output": 20, "acceptance": [0.9, 0.8]},
+    ]
+    file.write_text("\n".join(json.dumps(row) for row in rows))
+    work = load_trace(file)
+    assert work.arrival.tolist() == [1.0, 9.0]
+    assert work.prompt.tolist() == [10, 20]
+    assert work.survival[work.kind].tolist() == [[0.9, pytest.approx(0.72)], [0.5, 0.0]]
+    assert simulate(find_policy("fixed-2"), work, machine()).requests == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "holds no request"),
+        ('{"arrival": 1}', ":1:1: not a request"),
+        ('{"arrival": 0, "prompt": 0, "output": 5, "acceptance": [0.5]}', ":1:1: not a request"),
+        ('{"arrival": 0, "prompt": 1, "output": 5, "acceptance": [1.5]}', ":1:1: not a request"),
+    ],
+)
+def test_a_bad_trace_is_one_line(tmp_path: Path, text: str, words: str):
+    file = tmp_path / "t.jsonl"
+    file.write_text(text)
+    with pytest.raises(PolicyError) as caught:
+        load_trace(file)
+    assert words in str(caught.value)
+
+
+def test_every_token_is_accounted_for():
+    work = replace(closed_loop(8, 200, 40, 30, [0.9] * 7, spread=0.8), users=8)
+    result = simulate(find_policy("fixed-7"), work, machine())
+    durations = np.diff(np.concatenate([[0], result.timeline[:, 0]]))
+    decoded = float((result.timeline[:, 3] * durations).sum())
+    assert decoded == pytest.approx(float(work.output.sum()) - work.size)
