@@ -29,6 +29,8 @@ UNMEASURED_DEPTH = 2
 """As deep as this while a cost model has no points: shallow enough to be cheap, and it measures rounds."""
 FIRST_PROBE, LAST_PROBE = 16, 512
 """Plain steps until a batch is drafted again to see whether it pays by now; doubled every time that it does not."""
+SETTLED = 7
+"""Rounds for which "it pays" is not asked again while the batch keeps its size; "it does not" is asked every time."""
 
 
 class ValueScheduler:
@@ -39,14 +41,20 @@ class ValueScheduler:
         self._plain_steps, self._patience = 0, FIRST_PROBE
         self._budgets: list[float] = []
         self._promised: int | None = None
+        self._settled, self._settled_size = 0, 0
 
     def draft_depths(self, batch: Batch, expected: Floats) -> Ints:
         """Everybody as deep as allowed, or a plain step where drafting is not expected to pay."""
         if not self._cost.ready:
             return clipped(UNMEASURED_DEPTH, batch)
+        if self._settled > 0 and self._settled_size == batch.size:
+            self._settled -= 1
+            return batch.max_depth
         if self._pays(batch, expected) or batch.min_depth.any():
             self._plain_steps, self._patience = 0, FIRST_PROBE
+            self._settled, self._settled_size = SETTLED, batch.size
             return batch.max_depth
+        self._settled = 0
         self._plain_steps += 1
         if self._plain_steps < self._patience:
             return np.zeros_like(batch.max_depth)

@@ -1,0 +1,36 @@
+"""How fast the simulator is: a million requests through one policy, on one core.
+
+python -m bench.simulate [--requests 1000000] [--policy throughput] [--users 64]
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from dspark_sgl.policies.reference import reference_cost
+from dspark_sgl.policies.shipped import find_policy
+from dspark_sgl.policies.simulator import Machine, simulate
+from dspark_sgl.policies.workload import closed_loop
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--requests", type=int, default=1_000_000)
+    parser.add_argument("--policy", default="throughput")
+    parser.add_argument("--users", type=int, default=64)
+    parser.add_argument("--output-tokens", type=int, default=64)
+    options = parser.parse_args()
+    work = closed_loop(options.users, options.requests, 500, options.output_tokens, [0.8] * 7)
+    machine = Machine(reference_cost(), 7, 0.004, 3e-5, 1_000_000, options.users)
+    start = time.perf_counter()
+    result = simulate(find_policy(options.policy), work, machine)
+    seconds = time.perf_counter() - start
+    print(
+        f"{result.requests} requests, {result.steps} steps in {seconds:.1f} s: {seconds / result.steps * 1e6:.0f} us "
+        f"each; {result.output_tps:.0f} tokens/s simulated, depth {result.depth:.2f}"
+    )
+
+
+if __name__ == "__main__":
+    main()
