@@ -1,6 +1,6 @@
 """Single stream: output tokens/s and time to first token, DSpark against plain SGLang, arms in alternation.
 
-    python -m bench.speed [--rounds 5] [--prompts 6] [--tokens 128] [--policy fixed-5] [--json OUT]
+    python -m bench.speed [--rounds 5] [--prompts 6] [--tokens 128] [--policy adaptive] [--json OUT]
 
 Both servers run at once and take turns, so that a slow minute of the machine hits both; only one works at a time.
 Prints medians with their spread, where a round's time goes, and how far the ratio is from what the accepted length
@@ -23,7 +23,7 @@ from dspark_sgl.target import make_target
 
 from .prompts import eval_prompts
 
-PHASES = ("draft", "select", "verify", "accept", "commit")
+PHASES = ("plan", "draft", "select", "verify", "accept", "commit")
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--prompts", type=int, default=6)
     parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--policy", default="fixed-5")
+    parser.add_argument("--policy", default="adaptive")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     prompts = [prompt.text for prompt in eval_prompts(options.prompts)]

@@ -9,7 +9,7 @@ import argparse
 import os
 
 POLICY_VARIABLE = "DSPARK_POLICY"
-DEFAULT_POLICY = "fixed-5"
+DEFAULT_POLICY = "adaptive"
 
 
 def policy_name() -> str:

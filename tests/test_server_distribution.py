@@ -28,6 +28,13 @@ PROMPT = [1, 5, 3, 8, 2]
 SAMPLES, PER_REQUEST = 50_000, 250
 Text = tuple[int, int, int]
 
+POLICIES = {
+    "rejection": "schedule: {kind: fixed, depth: 4}\naccept: {method: rejection}\n",
+    "match": "schedule: {kind: fixed, depth: 4}\naccept: {method: match}\n",
+    # How deep depends on the confidence of what was drafted: the case that a careless scheduler gets wrong.
+    "by confidence": "schedule: {kind: threshold, confidence: 0.25}\naccept: {method: rejection}\n",
+}
+
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -37,12 +44,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["rejection", "match"])
+@pytest.fixture(scope="module", params=POLICIES)
 def server(request: pytest.FixtureRequest, models: Path) -> Iterator[Server]:
     policy = models / f"{request.param}.yaml"
-    policy.write_text(
-        f"version: 1\nname: {request.param}\nschedule: {{kind: fixed, depth: 4}}\naccept: {{method: {request.param}}}\n"
-    )
+    policy.write_text(f"version: 1\n{POLICIES[request.param]}")
     arguments = [
         *("--model-path", str(models / "target"), "--speculative-draft-model-path", str(models / "draft")),
         *("--speculative-algorithm", "DSPARK_SGL", "--dspark-policy", str(policy)),

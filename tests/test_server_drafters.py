@@ -43,8 +43,8 @@ def test_it_serves_the_tokens_of_plain_decoding(
 ) -> None:
     asked = [REPETITIVE, *prompts[:7]]
     wanted = together(plain_server, asked, temperature=0, max_new_tokens=64)
-    arguments = ["--model-path", str(target), "--speculative-algorithm", algorithm, *SHARED]
-    with Server(arguments, {"PYTHONPATH": str(elsewhere)}) as server:
+    arguments = ["--model-path", str(target), "--speculative-algorithm", algorithm]
+    with Server([*arguments, "--dspark-policy", "fixed-7", *SHARED], {"PYTHONPATH": str(elsewhere)}) as server:
         got = together(server, asked, temperature=0, max_new_tokens=64)
         assert [a.tokens for a in got] == [a.tokens for a in wanted]
         accepted = got[0].accepted_length
