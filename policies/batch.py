@@ -57,3 +57,25 @@ def clipped(depth: int, batch: Batch) -> Ints:
     """int64 `[n]`: this depth for everyone, within everyone's limits."""
     within: Ints = np.minimum(np.maximum(np.int64(depth), batch.min_depth), batch.max_depth)
     return within
+
+
+def rank(survival: Floats, allowed: Bools) -> Ints:
+    """int64 `[n, N]`: each node's place in its request by survival, parents before children of the same survival."""
+    order = np.argsort(-np.where(allowed, survival, -1.0), axis=1, kind="stable")
+    places = np.empty_like(order)
+    np.put_along_axis(places, order, np.broadcast_to(np.arange(order.shape[1]), order.shape), axis=1)
+    return places
+
+
+def required(least: Ints, survival: Floats, at: Ints, allowed: Bools) -> Bools:
+    """bool `[n, N]`: of the allowed nodes, those without which a request stays above its least depth.
+
+    Of a chain the first ones; of a tree the likeliest, down to the first that is deep enough. least: int64 `[n]`
+    """
+    goal = np.minimum(least, np.where(allowed, at, 0).max(axis=1, initial=0))[:, None]
+    if not goal.any():
+        return np.zeros_like(allowed)
+    places = rank(survival, allowed)
+    last = np.where(allowed & (at >= goal), places, survival.shape[1]).min(axis=1, initial=survival.shape[1])
+    needed: Bools = allowed & (goal > 0) & (places <= last[:, None])
+    return needed

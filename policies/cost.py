@@ -166,7 +166,8 @@ class _Factor:
         self._own = np.zeros(32)
 
     def at(self, size: Floats) -> Floats:
-        return np.exp(self._all + self._own[_bucket(size)])
+        factors: Floats = np.exp(self._all + self._own)[_bucket(size)]
+        return factors
 
     def learn(self, size: float, ratio: float) -> None:
         """ratio: observed over expected, at this size"""
@@ -177,7 +178,7 @@ class _Factor:
 
 
 def _bucket(size: Floats) -> Ints:
-    power: Ints = np.log2(np.maximum(size, 1)).astype(np.int64).clip(0, 31)
+    power: Ints = np.frexp(np.maximum(size, 1))[1] - 1
     return power
 
 

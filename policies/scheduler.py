@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .batch import Batch, Bools, Floats, Ints, Scheduler, clipped, nodes_depth
+from .batch import Batch, Bools, Floats, Ints, Scheduler, clipped, nodes_depth, rank, required
 from .cost import CostModel
 from .language import FixedSchedule, Schedule, SloSchedule, TableSchedule, ThresholdSchedule, ThroughputSchedule
 from .value import ValueScheduler
@@ -47,15 +47,9 @@ class FixedScheduler:
         at = nodes_depth(survival, depth)
         wanted = batch.max_depth if self.depth is None else clipped(self.depth, batch)
         allowed = (at > 0) & (at <= wanted[:, None])
-        return allowed if self.nodes is None else allowed & (rank(survival, allowed) < self.nodes)
-
-
-def rank(survival: Floats, allowed: Bools) -> Ints:
-    """int64 `[n, N]`: each node's place in its request by survival, parents before children of the same survival."""
-    order = np.argsort(-np.where(allowed, survival, -1.0), axis=1, kind="stable")
-    places = np.empty_like(order)
-    np.put_along_axis(places, order, np.broadcast_to(np.arange(order.shape[1]), order.shape), axis=1)
-    return places
+        if self.nodes is None:
+            return allowed
+        return allowed & ((rank(survival, allowed) < self.nodes) | required(batch.min_depth, survival, at, allowed))
 
 
 @dataclass(frozen=True)
@@ -69,8 +63,8 @@ class ThresholdScheduler:
 
     def select(self, batch: Batch, survival: Floats, depth: Ints | None = None) -> Bools:
         at = nodes_depth(survival, depth)
-        wanted = (survival >= self.confidence) | (at <= batch.min_depth[:, None])
-        return (at > 0) & (at <= batch.max_depth[:, None]) & wanted
+        allowed = (at > 0) & (at <= batch.max_depth[:, None])
+        return allowed & ((survival >= self.confidence) | required(batch.min_depth, survival, at, allowed))
 
 
 @dataclass(frozen=True)

@@ -14,21 +14,22 @@ What stops the search decides whether rejection sampling stays unbiased, see `ca
 A promise to the slowest user (`slo`) is not met one draft at a time: nothing improves until everybody has one more. So
 its budget is settled before anything is drafted, from what history predicts, and this round's best drafts fill it.
 
-Plain decoding is weighed too, before anything is drafted, since the draft pass itself is what it saves.
+Plain decoding is weighed too, before anything is drafted, since the draft pass itself is what it saves. Nothing is
+learned from plain steps, so now and then a round is a probe: it verifies at least one draft of each request, whatever
+that is expected to bring, and while probes do better than history expected they follow one another at once.
 """
 
 from dataclasses import dataclass
-from heapq import heapify, heapreplace
 
 import numpy as np
 
-from .batch import Batch, Bools, Floats, Ints, clipped, nodes_depth
+from .batch import Batch, Bools, Floats, Ints, clipped, nodes_depth, required
 from .cost import CostModel
 
 UNMEASURED_DEPTH = 2
 """As deep as this while a cost model has no points: shallow enough to be cheap, and it measures rounds."""
 FIRST_PROBE, LAST_PROBE = 16, 512
-"""Plain steps until a batch is drafted again to see whether it pays by now; doubled every time that it does not."""
+"""Plain steps until a probe; doubled after every one that did no better than expected."""
 SETTLED = 7
 """Rounds for which "it pays" is not asked again while the batch keeps its size; "it does not" is asked every time."""
 
@@ -39,6 +40,7 @@ class ValueScheduler:
     def __init__(self, cost: CostModel, margin: float, causality: str, speed: float | None) -> None:
         self._cost, self._margin, self._causality, self._speed = cost, margin, causality, speed
         self._plain_steps, self._patience = 0, FIRST_PROBE
+        self._probed: float | None = None  # what the round in progress is expected to yield, where it is a probe
         self._budgets: list[float] = []
         self._promised: int | None = None
         self._settled, self._settled_size = 0, 0
@@ -50,22 +52,28 @@ class ValueScheduler:
         if self._settled > 0 and self._settled_size == batch.size:
             self._settled -= 1
             return batch.max_depth
+        before, self._probed = self._probed, None
         if self._pays(batch, expected) or batch.min_depth.any():
             self._plain_steps, self._patience = 0, FIRST_PROBE
             self._settled, self._settled_size = SETTLED, batch.size
             return batch.max_depth
         self._settled = 0
         self._plain_steps += 1
-        if self._plain_steps < self._patience:
+        hope = float(expected.sum()) / batch.size
+        if before is not None and hope > before:
+            self._patience = FIRST_PROBE
+        elif self._plain_steps < self._patience:
             return np.zeros_like(batch.max_depth)
-        self._plain_steps, self._patience = 0, min(2 * self._patience, LAST_PROBE)
+        else:
+            self._patience = min(2 * self._patience, LAST_PROBE)
+        self._plain_steps, self._probed = 0, hope
         return batch.max_depth
 
     def _pays(self, batch: Batch, expected: Floats) -> bool:
         """Whether the best round that history predicts beats a plain step by the margin."""
         if not batch.max_depth.any():
             return False
-        line = self._line(batch, expected, None)
+        line = self._line(batch, expected, None, batch.min_depth)
         self._promised = None if self._speed is None else int(line.score.argmax())
         seconds = np.array([self._cost.plain_seconds(batch.size, batch.context)])
         plain = float(self._score(batch.weight.sum() / seconds, 1 / seconds)[0])
@@ -75,23 +83,24 @@ class ValueScheduler:
         if not self._cost.ready:
             at = nodes_depth(survival, depth)
             return (at > 0) & (at <= self.draft_depths(batch, survival)[:, None])
-        line = self._line(batch, survival, depth)
-        chosen = line.forced.copy()
+        least = batch.min_depth if self._probed is None else np.maximum(batch.min_depth, np.minimum(batch.max_depth, 1))
+        line = self._line(batch, survival, depth, least)
+        chosen = line.forced
         chosen.ravel()[line.order[: self._stop(line, batch.size)]] = True
         return chosen
 
-    def _line(self, batch: Batch, survival: Floats, depth: Ints | None) -> "_Line":
+    def _line(self, batch: Batch, survival: Floats, depth: Ints | None, least: Ints) -> "_Line":
         """The drafts in the order in which they would enter, and what every prefix of them is worth."""
         at = nodes_depth(survival, depth)
         allowed = (at > 0) & (at <= batch.max_depth[:, None])
-        forced = allowed & (at <= batch.min_depth[:, None])
+        forced = required(least, survival, at, allowed)
         gain = batch.weight[:, None] * survival
-        free = np.flatnonzero(allowed & ~forced)
+        free = allowed & ~forced
         # A child is worth at most its parent; the tiny term per depth puts the parent first where they are equal.
-        order = free[np.argsort((1e-12 * at - gain).ravel()[free])]
-        rows = batch.size + int(forced.sum()) + np.arange(len(order) + 1)
+        order = np.argsort(np.where(free, 1e-12 * at - gain, np.inf), axis=None)[: np.count_nonzero(free)]
+        rows = np.arange(len(order) + 1) + (batch.size + np.count_nonzero(forced))
         seconds = self._cost.round_seconds(batch.size, rows, batch.context)
-        value = batch.weight.sum() + gain[forced].sum() + _from_zero(gain.ravel()[order])
+        value = _running(float(batch.weight.sum() + gain[forced].sum()), gain.ravel()[order])
         slowest = np.ones(1) if self._speed is None else _slowest(survival, forced, order)
         return _Line(forced, order, self._score(value / seconds, slowest / seconds))
 
@@ -103,14 +112,14 @@ class ValueScheduler:
 
     def _stop(self, line: "_Line", requests: int) -> int:
         """How many drafts enter."""
-        best = int(line.score.argmax())
         if self._causality == "global":
-            return best
+            return int(line.score.argmax())
         if self._promised is not None:
             return min(self._promised, len(line.order))
-        self._budgets = [*self._budgets[-2:], best / requests]
-        if self._causality == "lagged" and len(self._budgets) == 3:
-            return min(round(self._budgets[0] * requests), len(line.order))
+        if self._causality == "lagged":
+            self._budgets = [*self._budgets[-2:], int(line.score.argmax()) / requests]
+            if len(self._budgets) == 3:
+                return min(round(self._budgets[0] * requests), len(line.order))
         falls = line.score[1:] <= line.score[:-1]
         return int(falls.argmax()) if falls.any() else len(line.order)
 
@@ -124,33 +133,31 @@ class _Line:
     score: Floats
 
 
-def _from_zero(gains: Floats) -> Floats:
-    """float64 `[K + 1]`: 0 and the running sum."""
-    return np.concatenate([np.zeros(1), np.cumsum(gains)])
+def _running(start: float, gains: Floats) -> Floats:
+    """float64 `[K + 1]`: the running sum, from its start on."""
+    sums = np.empty(len(gains) + 1)
+    sums[0] = start
+    np.cumsum(gains, out=sums[1:])
+    sums[1:] += start
+    return sums
 
 
 def _slowest(survival: Floats, forced: Bools, order: Ints) -> Floats:
     """float64 `[K + 1]`: tokens of the slowest user after each entry.
 
-    Only the slowest user's next draft can raise the minimum, so a heap of users walks from one such entry to the next.
+    What a user has before an entry of his own, he has had at most all along. So the slowest after k entries has the
+    least of what anybody has before an entry that comes later, or in the end.
     """
     n, nodes = survival.shape
-    tokens = 1 + np.where(forced, survival, 0.0).sum(1)
-    owner = order // nodes
-    entries: list[list[int]] = [[] for _ in range(n)]
-    for place, request in enumerate(owner.tolist()):
-        entries[request].append(place)
-    gains = survival.ravel()[order].tolist()
-    heap = [(float(tokens[request]), request, 0) for request in range(n)]
-    heapify(heap)
-    slowest, reached = np.empty(len(order) + 1), 0
-    while reached <= len(order):
-        have, request, index = heap[0]
-        if index == len(entries[request]):
-            slowest[reached:] = have
-            break
-        place = entries[request][index]
-        slowest[reached : place + 1] = have
-        reached = max(reached, place + 1)
-        heapreplace(heap, (have + gains[place], request, index + 1))
+    owner = (order // nodes).astype(np.min_scalar_type(n))
+    by_user = np.argsort(owner, kind="stable")
+    gains = survival.ravel()[order[by_user]]
+    sums = _running(0.0, gains)
+    ends = np.cumsum(np.bincount(owner, minlength=n))
+    begins = np.concatenate([[0], ends[:-1]])
+    start = 1 + np.where(forced, survival, 0.0).sum(axis=1)
+    least = np.empty(len(order) + 1)
+    least[by_user] = sums[:-1] + (start - sums[begins])[owner[by_user]]
+    least[-1] = (start + sums[ends] - sums[begins]).min()
+    slowest: Floats = np.minimum.accumulate(least[::-1])[::-1]
     return slowest

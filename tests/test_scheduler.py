@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dspark_sgl.policies.batch import Batch, Scheduler
+from dspark_sgl.policies.calibration import Calibration
 from dspark_sgl.policies.cost import CostModel, CostPoint
 from dspark_sgl.policies.language import (
     FixedSchedule,
@@ -158,8 +159,7 @@ def test_limits_are_exact_and_selections_are_prefixes(
         counts = kept.sum(1)
         assert (kept == (np.arange(depth) < counts[:, None])).all()
         assert (counts <= batch.max_depth).all()
-        if not isinstance(schedule, FixedSchedule) or schedule.nodes is None:
-            assert (counts >= np.minimum(batch.min_depth, depth)).all()
+        assert (counts >= np.minimum(batch.min_depth, depth)).all()
 
 
 @settings(max_examples=200, deadline=None)
@@ -228,6 +228,40 @@ def test_a_promise_is_kept_for_many_users_alike():
     assert (scheduler.draft_depths(batch, survival) == 7).all()
     depths = tuple(scheduler.select(batch, survival).sum(1).tolist())
     assert slowest(batch, survival, depths, cost) >= 100.0
+
+
+@pytest.mark.parametrize("requests", [1, 8, 32])
+def test_a_drafter_without_confidence_comes_back_when_its_drafts_get_good(requests: int):
+    """All it has is history, and plain steps write none: its probes must verify something, and follow up success."""
+    cost = cost_of([0.040 + 0.0005 * rows for rows in range(1, 9 * requests)], plain=0.039 + 0.0005 * requests)
+    scheduler, calibration = make_scheduler(ThroughputSchedule(), cost, 0.02, "early_stop"), Calibration()
+    batch = batch_of([0] * requests, [4] * requests, [1.0] * requests)
+    dice = np.random.default_rng(0)
+
+    def drafted(chance: float, steps: int) -> np.ndarray:
+        rounds = np.zeros(steps, bool)
+        for step in range(steps):
+            expected = calibration.expected(requests, 4)
+            depth = scheduler.draft_depths(batch, expected)
+            rounds[step] = depth.any()
+            if rounds[step]:
+                offered = np.minimum(scheduler.select(batch, expected).sum(1), depth)
+                accepted = (dice.random((requests, 4)) < chance).cumprod(1).sum(1)
+                calibration.observe(None, offered, np.minimum(accepted, offered))
+        return rounds
+
+    assert drafted(0.0, 6000)[1000:].mean() < 0.01
+    assert drafted(0.8, 4000)[-500:].all()
+
+
+def test_the_least_depth_of_a_tree_takes_its_likeliest_nodes_until_one_is_deep_enough():
+    """Children of the anchor with 0.5 and 0.4; below each of them one with half its chance."""
+    survival, depth = np.array([[0.5, 0.4, 0.25, 0.2]]), np.array([[1, 1, 2, 2]])
+    batch = batch_of([2], [2], [1.0])
+    dear = cost_of([0.03 + 0.03 * rows for rows in range(8)])
+    for schedule in (ThroughputSchedule(), ThresholdSchedule(0.9), FixedSchedule(nodes=1)):
+        kept = make_scheduler(schedule, dear, 0.0, "early_stop").select(batch, survival, depth)
+        assert kept.tolist() == [[True, True, True, False]]
 
 
 def test_the_drafts_own_cost_counts():

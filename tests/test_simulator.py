@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,8 @@ def test_depth_falls_as_users_come():
         simulate(find_policy("throughput"), closed_loop(users, 400, 50, 60, [0.6] * 7), machine(256)).depth
         for users in (1, 8, 64, 256)
     ]
-    assert depths == sorted(depths, reverse=True)
+    probes = 0.01  # where plain decoding wins, what is left of the depth is them
+    assert all(fewer > more - probes for fewer, more in pairwise(depths))
     assert depths[0] > 2 * depths[-1]
 
 
