@@ -14,7 +14,9 @@ import sys
 import time
 from dataclasses import dataclass
 
+from .policies.shipped import policy_file
 from .server import Server, ServerError
+from .settings import policy_name
 from .target import TargetError, make_target
 
 # One of each kind: how much speculation saves depends on how predictable the answer is.
@@ -117,6 +119,9 @@ def serve(model: list[str]) -> int:
         print(
             f"  curl -s {server.url}/server_info   # the section `dspark`: policy, accepted length, seconds per phase"
         )
+        if file := policy_file(policy_name()):
+            print(f"\nEdit {file} while it runs, ask again, and see the depth:\n")
+            print(f"  curl -s {server.url}/metrics | grep ^dspark_depth", flush=True)
         return server.wait()
 
 

@@ -66,7 +66,7 @@ class PolicyWatch:
         """Read the file once; a change that two looks agree on is parsed, then offered or refused."""
         try:
             file, content = policy_source(self._name)
-        except PolicyError:
+        except (PolicyError, OSError):
             return  # many editors replace a file by way of deleting it; a deleted policy stays in force
         settled, self._seen = content == self._seen, content
         if not settled or content == self._content:

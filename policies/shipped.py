@@ -40,6 +40,13 @@ def policy_source(name_or_path: str) -> tuple[str, bytes]:
     raise PolicyError(name_or_path or "''", 0, 0, reason + did_you_mean(Path(name_or_path).stem, names))
 
 
+def policy_file(name_or_path: str) -> Path | None:
+    """The file that a user would edit; None where the package is not unpacked on disk."""
+    if _is_file(name_or_path):
+        return Path(name_or_path)
+    return next((e for e in _entries() if isinstance(e, Path) and e.name == f"{name_or_path}.yaml"), None)
+
+
 def _entries() -> list[Traversable]:
     return [entry for entry in resources.files(_FOLDER).iterdir() if entry.name.endswith(".yaml")]
 
