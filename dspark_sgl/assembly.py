@@ -29,11 +29,11 @@ from .metrics import Metrics
 from .policy_watch import PolicyWatch
 from .profiler import StepProfiler
 from .ranks import agree, is_leader
-from .settings import policy_name
+from .recorder import Recorder
+from .settings import policy_name, record_file
+from .sts_file import find_sts
 
 logger = logging.getLogger(__name__)
-
-CALIBRATION = "sts.json"
 
 
 def build_governor(
@@ -46,7 +46,8 @@ def build_governor(
         return None
     metrics = Metrics(get_parallel().dp_rank or 0) if get_observability().enable_metrics else None
     watch = PolicyWatch(policy_name(), metrics)
-    return Governor(watch, block, cost, _calibration(drafter), LoadMeter(HardwareSampler()), metrics)
+    recorder = Recorder.opened(record_file())
+    return Governor(watch, block, cost, _calibration(drafter), LoadMeter(HardwareSampler()), metrics, recorder)
 
 
 def _measured_cost(facts: dict[str, object], profiler: StepProfiler) -> CostModel:
@@ -87,7 +88,10 @@ def _facts(target: Any, drafter: Drafter, block: int) -> dict[str, object]:
 
 
 def _calibration(drafter: Drafter) -> Calibration:
-    """The draft's own temperatures, where it brings some."""
+    """The draft's own temperatures, where it brings some or `dspark-sgl calibrate` has fitted some here."""
     draft = drafter.context.server_args.speculative_draft_model_path
-    file = Path(draft) / CALIBRATION if draft else None
-    return Calibration.from_json(file) if file is not None and file.is_file() else Calibration()
+    file = find_sts(Path(draft)) if draft else None
+    if file is None:
+        return Calibration()
+    logger.info("dspark: confidence is calibrated by %s", file)
+    return Calibration.from_json(file)

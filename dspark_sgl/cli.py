@@ -7,7 +7,7 @@ import argparse
 import os
 import sys
 
-from . import __version__, completion_command, doctor, policy_command, profile_command
+from . import __version__, bench_command, calibrate_command, completion_command, doctor, policy_command, profile_command
 from .compat import CompatError
 from .draft_config import DraftError
 from .policies.errors import PolicyError
@@ -16,6 +16,8 @@ _COMMANDS = {
     "doctor": doctor,
     "policy": policy_command,
     "profile": profile_command,
+    "calibrate": calibrate_command,
+    "bench": bench_command,
     "completion": completion_command,
 }
 

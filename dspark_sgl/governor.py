@@ -24,6 +24,7 @@ from .clock import PLAIN, ROUND
 from .load import LoadMeter, Step
 from .metrics import Metrics
 from .policy_watch import PolicyWatch
+from .recorder import Recorder
 from .request_view import RequestLoad
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class Plan:
 class _Ride:
     """One step from plan to learning: what it was decided from, what was decided, what came of it."""
 
+    requests: Sequence[RequestLoad]
     batch: Batch
     scheduler: Scheduler
     active: Active
@@ -105,9 +107,11 @@ class Governor:
         calibration: Calibration,
         load: LoadMeter,
         metrics: Metrics | None,
+        recorder: Recorder | None,
     ) -> None:
         self._watch, self._block = watch, block
         self._profile, self._calibration, self.load, self._metrics = cost, calibration, load, metrics
+        self._recorder = recorder
         self._as_it_comes = Calibration()
         self._unknown_tiers: set[str] = set()
         self._ride: _Ride | None = None
@@ -149,7 +153,7 @@ class Governor:
         )
         scheduler = self._scheduler(active.schedule)
         drafted = scheduler.draft_depths(batch, self._calibration.expected(len(lens), self._block)).tolist()
-        self._ride = _Ride(batch, scheduler, active, drafted)
+        self._ride = _Ride(requests, batch, scheduler, active, drafted)
         self._decision = {"rule": active.rule, "requests": len(lens), "drafted": sum(drafted), "verified": 0}
         return Plan(drafted, self._policy.accept.method)
 
@@ -175,6 +179,8 @@ class Governor:
         if ride.offered:
             learning = ride.confidence if self._policy.calibration.online else None
             self._calibration.observe(learning, np.array(ride.offered), np.array(ride.lengths) - 1)
+            if self._recorder is not None:
+                self._recorder.write(ride.requests, ride.confidence, ride.offered, ride.lengths)
 
     def publish(self, phases: Mapping[str, float]) -> None:
         """Put the step just planned and learned from on `/metrics`. phases: host seconds since the server started"""

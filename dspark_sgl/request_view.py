@@ -32,10 +32,14 @@ class RequestHistory(History):
 
 @dataclass(frozen=True, slots=True)
 class RequestLoad:
-    """What a policy is told of a request. max_depth: its own wish, None for none; 0 where it cannot be speculated"""
+    """What a policy is told of a request. max_depth: its own wish, None for none; 0 where it cannot be speculated
+
+    rid: SGLang's name of the request, for records; no policy reads it
+    """
 
     signals: RequestSignals
     max_depth: int | None
+    rid: str
 
 
 @dataclass(slots=True)
@@ -73,7 +77,7 @@ class RequestBook:
             accept_length=record.emitted / record.rounds if record.rounds else math.nan,
             temperature=record.temperature,
         )
-        return RequestLoad(signals, 0 if plain else record.max_depth)
+        return RequestLoad(signals, 0 if plain else record.max_depth, str(request.rid))
 
     def count(self, request: Any, emitted: int) -> None:
         """A verify round of this request, with drafts, that emitted so many tokens."""

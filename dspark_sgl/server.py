@@ -51,7 +51,7 @@ class Server:
     def __init__(self, arguments: Sequence[str], environment: dict[str, str] | None = None) -> None:
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self._log = Path(tempfile.mkstemp(prefix="dspark-server-", suffix=".log")[1])
+        self.log_file = Path(tempfile.mkstemp(prefix="dspark-server-", suffix=".log")[1])
         self._command = [
             *(sys.executable, "-m", "sglang.launch_server"),
             *("--host", "127.0.0.1", "--port", str(self.port), *arguments),
@@ -60,7 +60,7 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Server:
-        with self._log.open("wb") as log:
+        with self.log_file.open("wb") as log:
             self._process = subprocess.Popen(
                 self._command,
                 stdout=log,
@@ -97,7 +97,7 @@ class Server:
     @property
     def log(self) -> str:
         """Everything the server has printed."""
-        return self._log.read_text(errors="replace")
+        return self.log_file.read_text(errors="replace")
 
     def wait(self) -> int:
         """Block until the server ends by itself."""

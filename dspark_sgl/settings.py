@@ -7,14 +7,22 @@ from __future__ import annotations
 
 import argparse
 import os
+from pathlib import Path
 
 POLICY_VARIABLE = "DSPARK_POLICY"
 DEFAULT_POLICY = "adaptive"
+RECORD_VARIABLE = "DSPARK_RECORD"
 
 
 def policy_name() -> str:
     """The policy in force: a shipped name or a path."""
     return os.environ.get(POLICY_VARIABLE, DEFAULT_POLICY)
+
+
+def record_file() -> Path | None:
+    """Where verify rounds are recorded; None, the rule: nowhere."""
+    file = os.environ.get(RECORD_VARIABLE)
+    return Path(file) if file else None
 
 
 class _StoreInEnvironment(argparse.Action):

@@ -61,7 +61,7 @@ class Calibration:
             confidence = np.where(wrong, 0.0, confidence)
         position = np.arange(confidence.shape[1]) if depth is None else np.maximum(depth - 1, 0)
         temperature = np.exp(self._log)[position.clip(max=POSITIONS - 1)]
-        return _sigmoid(_logit(confidence) / temperature)
+        return sigmoid(logit(confidence) / temperature)
 
     def expected(self, requests: int, depth: int) -> Floats:
         """float64 `[requests, depth]`: the survival that history predicts, the same for all."""
@@ -85,8 +85,8 @@ class Calibration:
     def _follow(self, confidence: Floats, reached: NDArray[np.bool_], survived: NDArray[np.bool_]) -> None:
         """One step down the gradient of the log-loss: d/dlog T of -log P = (y - p) z / T, with p = sigmoid(z / T)."""
         at = slice(0, confidence.shape[1])
-        scaled = _logit(np.nan_to_num(confidence, nan=0.0).clip(0, 1)) / np.exp(self._log[at])
-        slope = np.where(reached, (survived - _sigmoid(scaled)) * scaled, 0.0).sum(0) / np.maximum(reached.sum(0), 1)
+        scaled = logit(np.nan_to_num(confidence, nan=0.0).clip(0, 1)) / np.exp(self._log[at])
+        slope = np.where(reached, (survived - sigmoid(scaled)) * scaled, 0.0).sum(0) / np.maximum(reached.sum(0), 1)
         self._log[at] = (self._log[at] - LEARN * slope).clip(-2, 2)
 
     @classmethod
@@ -103,12 +103,14 @@ class Calibration:
         return cls(temperatures)
 
 
-def _logit(chance: Floats) -> Floats:
+def logit(chance: Floats) -> Floats:
+    """log(c / (1 - c)), finite: what is nearer to 0 or 1 than 1e-6 counts as that."""
     inside = chance.clip(1e-6, 1 - 1e-6)
     odds: Floats = np.log(inside / (1 - inside))
     return odds
 
 
-def _sigmoid(value: Floats) -> Floats:
+def sigmoid(value: Floats) -> Floats:
+    """1 / (1 + exp(-z))"""
     chance: Floats = 1 / (1 + np.exp(-value))
     return chance

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from dspark_sgl.server import Server
+from dspark_sgl.settings import RECORD_VARIABLE
 from dspark_sgl.target import make_target
 
 PROMPTS = Path(__file__).parent.parent / "bench" / "prompts" / "eval.jsonl"
@@ -28,10 +29,16 @@ def target() -> Path:
 
 
 @pytest.fixture(scope="session")
-def spec_server(target: Path) -> Iterator[Server]:
+def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `spec_server` records its verify rounds."""
+    return tmp_path_factory.mktemp("record") / "rounds.jsonl"
+
+
+@pytest.fixture(scope="session")
+def spec_server(target: Path, record: Path) -> Iterator[Server]:
     """DSpark at the full block; a request lowers its own depth with `max_depth`."""
     arguments = ["--model-path", str(target), "--speculative-algorithm", "DSPARK_SGL", "--dspark-policy", "fixed-7"]
-    with Server([*arguments, *SHARED]) as server:
+    with Server([*arguments, *SHARED], {RECORD_VARIABLE: str(record)}) as server:
         yield server
 
 

@@ -1,0 +1,175 @@
+"""Runs prompts through a real server, started as a user would, and hands back its verify rounds: for `bench accept` and
+`calibrate`.
+
+The rounds come from the server's own record (recorder.py), so they are exact whatever the policy does; where
+DSPARK_RECORD is set they also stay there. Requests go to the chat endpoint, so the model's chat template is applied as
+to a user's. Never judges what it collects.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import secrets
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import entry_points, version
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from .draft_config import DraftError
+from .drafts import check_draft
+from .policies.errors import PolicyError
+from .prompts import Prompt
+from .recorder import RecordedRound, read_record
+from .server import Server, ServerError
+from .settings import RECORD_VARIABLE, record_file
+
+AT_ONCE = 8
+"""Requests in flight. What a round accepts does not depend on it."""
+FULL_BLOCK = "{version: 1, name: full-block, schedule: {kind: fixed, depth: 64}, calibration: {method: none}}\n"
+"""Every draft of every block is offered, since a depth is cut to the drafter's block; confidence decides nothing."""
+
+
+def add_server_arguments(parser: argparse.ArgumentParser) -> None:
+    """What both commands ask about the server and what to run on it."""
+    parser.add_argument("--algorithm", default="DSPARK_SGL", metavar="A", help="default: %(default)s")
+    parser.add_argument("--model", metavar="T", help="the target (default: that of `make demo`)")
+    parser.add_argument("--draft", metavar="D", help="default: the one shipped or cached for the target")
+    parser.add_argument("--limit", type=_positive, metavar="N", help="use N prompts, domains in turn (default: all)")
+    parser.add_argument(
+        "--max-new-tokens", type=_positive, default=128, metavar="N", help="of an answer (default: %(default)s)"
+    )
+    parser.add_argument("sglang", nargs="*", metavar="-- ARGUMENT", help="arguments for SGLang's server, behind --")
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    return int(text)
+
+
+def check_output(option: str, file: Path | None) -> None:
+    """Before the minutes of a run, not after: `file` can be written."""
+    if file is not None and (
+        file.is_dir() or not os.access(file if file.exists() else file.absolute().parent, os.W_OK)
+    ):
+        raise PolicyError(option, 0, 0, f"{file} cannot be written")
+
+
+class Collector:
+    """`with Collector(options) as collector:` is a server of these options that records; default policy: full block."""
+
+    def __init__(self, options: argparse.Namespace, policy: str | None = None) -> None:
+        model = options.model or demo_target()
+        _check(options.algorithm, model, options.draft)
+        self._folder = Path(tempfile.mkdtemp(prefix="dspark-record-"))
+        self._record = (record_file() or self._folder / "rounds.jsonl").absolute()
+        (self._folder / "full-block.yaml").write_text(FULL_BLOCK)
+        # The server runs in another folder; a file named from here must be found from there.
+        policy = str(Path(policy).absolute()) if policy and Path(policy).is_file() else policy
+        arguments = ["--model-path", str(Path(model).absolute() if Path(model).exists() else model)]
+        arguments += ["--speculative-algorithm", options.algorithm.upper()]
+        arguments += ["--dspark-policy", policy or str(self._folder / "full-block.yaml")]
+        if options.draft:
+            draft = Path(options.draft)
+            arguments += ["--speculative-draft-model-path", str(draft.absolute() if draft.exists() else draft)]
+        self._tokens = options.max_new_tokens
+        self._run, self._asked = secrets.token_hex(4), 0
+        self._server = Server([*arguments, *options.sglang], {RECORD_VARIABLE: str(self._record)})
+
+    def __enter__(self) -> Collector:
+        print("Starting SGLang (about a minute) ...", file=sys.stderr, flush=True)
+        try:
+            self._server.__enter__()
+        except BaseException as error:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            if isinstance(error, ServerError):
+                raise PolicyError(
+                    "server", 0, 0, f"{_reason(self._server.log)}; its log: {self._server.log_file}"
+                ) from None
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def run(self, prompts: Sequence[Prompt], temperature: float, label: str) -> list[list[RecordedRound]]:
+        """The rounds of each prompt's answer, in order. label: beside the progress bar"""
+        from tqdm import tqdm
+
+        names = [f"{self._run}-{self._asked + index:06}" for index in range(len(prompts))]
+        self._asked += len(prompts)
+        pool = ThreadPoolExecutor(AT_ONCE)
+        try:
+            work = pool.map(lambda name, prompt: self._ask(name, prompt, temperature), names, prompts)
+            for _ in tqdm(work, desc=label, total=len(prompts), unit="prompt"):
+                pass
+        finally:
+            # After a Ctrl-C nobody waits for answers that are under way: the server ends next.
+            pool.shutdown(wait=False, cancel_futures=True)
+        found: dict[str, list[RecordedRound]] = {name: [] for name in names}
+        for round_ in read_record(self._record) if self._record.exists() else ():
+            if round_.rid in found:
+                found[round_.rid].append(round_)
+        return list(found.values())
+
+    def facts(self) -> dict[str, Any]:
+        """What was run, for reports."""
+        info = self._server.get("/server_info")
+        return {
+            "algorithm": info["speculative_algorithm"],
+            "model": info["model_path"],
+            "draft": info["speculative_draft_model_path"],
+            "policy": self._server.report()["policy"],
+            "versions": {name: version(name) for name in ("dspark-sgl", "sglang", "torch")},
+        }
+
+    def _ask(self, name: str, prompt: Prompt, temperature: float) -> None:
+        # Said in full: a model's generation_config.json would fill in what is not.
+        sampling = {"temperature": temperature, "top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+        messages = [{"role": "user", "content": prompt.text}]
+        body = {"model": "default", "rid": name, "messages": messages, "max_tokens": self._tokens, **sampling}
+        try:
+            self._server.post("/v1/chat/completions", body)
+        except ServerError as error:
+            raise PolicyError("server", 0, 0, f"prompt {prompt.text[:40]!r}: {error}") from None
+
+
+def _check(algorithm: str, model: str, draft: str | None) -> None:
+    """What would otherwise be found out a minute later."""
+    # Algorithms are named after their entry points (see plugin.py); importing them would take half a minute.
+    known = sorted(f"{entry.name.upper()}_SGL" for entry in entry_points(group="dspark_sgl.spec_algos"))
+    if algorithm.upper() not in known:
+        raise PolicyError("--algorithm", 0, 0, f"{algorithm!r} is unknown; there are {', '.join(known)}")
+    if Path(model).is_absolute() and not Path(model).exists():
+        raise PolicyError("--model", 0, 0, f"{model}: no such folder")
+    if draft and Path(draft).is_dir() and Path(model).is_dir():
+        check_draft(draft, model, algorithm)
+
+
+def demo_target() -> str:
+    from .target import TargetError, make_target
+
+    try:
+        return str(make_target())
+    except TargetError as error:
+        raise DraftError(f"--model: {error}") from None
+
+
+def _reason(log: str) -> str:
+    """The line of a server's log that says why it ended: ours, else the last error that it raised, else the last."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()] or ["it printed nothing"]
+    for start in (r"error: ", r"[\w.]*(Error|Exception)\b"):
+        said = [line for line in lines if re.match(start, line)]
+        if said:
+            return said[-1].removeprefix("error: ")
+    return lines[-1]

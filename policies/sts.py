@@ -1,0 +1,105 @@
+"""Sequential temperature scaling: one temperature per position, fitted so that survival means what it says.
+
+With c_k the drafter's confidence in draft k, given that those before it survive,
+
+    a_k = product over i <= k of sigmoid(logit(c_i) / T_i)        against        y_k = all of drafts 1..k accepted
+
+T_1, T_2, .. are chosen left to right, each by the least ECE of a_k while those before it stay. Every round that was
+offered k drafts is a sample for position k, however early it failed: y_k is 0 then. T_k > 0, so the order of
+confidences within a position stays. T_k = 1 is always a candidate: on the rounds it is fitted on, a position's ECE is
+never above that of leaving it alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .calibration import Floats, Ints, logit, sigmoid
+from .reliability import auc, ece, ece_floor
+
+LEAST_SAMPLES = 100
+"""Rounds below which a position is not fitted: it gets the temperature of the one before it."""
+LOWEST, HIGHEST = 0.15, 7.0
+COARSE, FINE = 80, 40
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """Verify rounds. logits: float64 `[n, D]`, anything where not offered; offered, accepted: int64 `[n]`, drafts"""
+
+    logits: Floats
+    offered: Ints
+    accepted: Ints
+
+    @classmethod
+    def of(cls, confidence: Floats, offered: Ints, accepted: Ints) -> "Rounds":
+        """confidence: float64 `[n, D]`, 0 to 1"""
+        return cls(logit(confidence), offered, accepted)
+
+    def __len__(self) -> int:
+        return len(self.offered)
+
+    def take(self, which: NDArray[np.bool_]) -> "Rounds":
+        """Those rounds only. which: bool `[n]`"""
+        return Rounds(self.logits[which], self.offered[which], self.accepted[which])
+
+    def survival(self, temperatures: Sequence[float]) -> Floats:
+        """float64 `[n, D]`: a_k; the last temperature holds for every position behind it."""
+        depth = self.logits.shape[1]
+        scale = np.array([*temperatures, *[temperatures[-1]] * depth][:depth])
+        survival: Floats = np.cumprod(sigmoid(self.logits / scale), axis=1, dtype=np.float64)
+        return survival
+
+
+@dataclass(frozen=True)
+class Position:
+    """How well survival to one position is predicted. accepted: share of samples; floor: the least ECE to expect"""
+
+    samples: int
+    accepted: float
+    ece: float
+    floor: float
+    auc: float
+
+
+def fit(rounds: Rounds) -> list[float]:
+    """T_1, T_2, .. as far as there are samples; at least one is returned, 1 where there is nothing to fit."""
+    temperatures: list[float] = []
+    before = np.ones(len(rounds))
+    for k in range(rounds.logits.shape[1]):
+        known = rounds.offered > k
+        if known.sum() < LEAST_SAMPLES:
+            break
+        logits, happened = rounds.logits[:, k], rounds.accepted[known] > k
+        temperature = _best(before[known], logits[known], happened)
+        before = before * sigmoid(logits / temperature)
+        temperatures.append(temperature)
+    return temperatures or [1.0]
+
+
+def _best(before: Floats, logits: Floats, happened: NDArray[np.bool_]) -> float:
+    """The temperature of the least ECE: on a coarse grid, then on a fine one around the best."""
+
+    def error(temperature: float) -> float:
+        return ece(before * sigmoid(logits / temperature), happened)
+
+    coarse = np.geomspace(LOWEST, HIGHEST, COARSE)
+    best: float = min([1.0, *coarse.tolist()], key=error)
+    step = float(coarse[1] / coarse[0])
+    fine = np.geomspace(max(best / step, LOWEST), min(best * step, HIGHEST), FINE)
+    finest: list[float] = [best, *fine.tolist()]
+    return min(finest, key=error)
+
+
+def judge(rounds: Rounds, temperatures: Sequence[float]) -> list[Position]:
+    """Every position that has a sample, first to last."""
+    survival, found = rounds.survival(temperatures), []
+    for k in range(rounds.logits.shape[1]):
+        known = rounds.offered > k
+        if known.any():
+            chance, happened = survival[known, k], rounds.accepted[known] > k
+            error, rank = ece(chance, happened), auc(chance, happened)
+            found.append(Position(int(known.sum()), float(happened.mean()), error, ece_floor(chance), rank))
+    return found

@@ -1,0 +1,112 @@
+"""`bench accept`, `calibrate` and the record they stand on, with a real server."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from dspark_sgl.cli import main
+from dspark_sgl.policies.calibration import Calibration
+from dspark_sgl.recorder import RecordedRound, read_record
+from dspark_sgl.server import Server
+from dspark_sgl.settings import RECORD_VARIABLE
+
+from .conftest import PROMPTS, SHARED
+
+pytestmark = [pytest.mark.server, pytest.mark.timeout(1200)]
+
+
+def rounds_of(record: Path, rid: str) -> list[RecordedRound]:
+    return [found for found in read_record(record) if found.rid == rid]
+
+
+def test_the_record_holds_the_rounds_that_sglang_counts(spec_server: Server, record: Path, prompts: list[str]):
+    """Eight requests at a time, greedy and sampled, some of a lower depth, each found under its own name."""
+
+    def ask(index: int) -> dict[str, Any]:
+        limit = {} if index % 3 else {"custom_params": {"dspark": {"max_depth": 2}}}
+        sampling = {"temperature": index % 2, "max_new_tokens": 40, **limit}
+        body = {"text": prompts[index], "rid": f"recorded-{index}", "sampling_params": sampling}
+        return dict(spec_server.post("/generate", body)["meta_info"])
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(ask, range(8)))
+    for index, meta in enumerate(answers):
+        rounds = rounds_of(record, f"recorded-{index}")
+        assert len(rounds) == meta["spec_verify_ct"]
+        counted = Counter(r.accepted for r in rounds)
+        assert [counted[n] for n in range(max(counted) + 1)] == meta["spec_correct_drafts_histogram"]
+        assert {r.offered for r in rounds} == {6 if index % 3 else 2}
+        assert {r.temperature for r in rounds} == {index % 2}
+        assert all(0 < c < 1 for r in rounds for c in r.confidence or [None])
+
+
+def test_a_request_of_depth_0_has_no_rounds(spec_server: Server, record: Path, prompts: list[str]):
+    plainly = {"max_new_tokens": 8, "custom_params": {"dspark": {"max_depth": 0}}}
+    spec_server.post("/generate", {"text": prompts[0], "rid": "plain", "sampling_params": plainly})
+    assert rounds_of(record, "plain") == []
+
+
+def test_both_commands_end_to_end(
+    target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """One server: its rounds are counted by `bench accept`, recorded, and fitted by `calibrate`."""
+    record, out, sts = tmp_path / "rounds.jsonl", tmp_path / "accept.json", tmp_path / "sts.json"
+    monkeypatch.setenv(RECORD_VARIABLE, str(record))
+    run = ["--model", str(target), "--prompts", str(PROMPTS), "--limit", "6", "--max-new-tokens", "48"]
+    assert (
+        main(["bench", "accept", *run, "--temperature", "0", "--temperature", "1", "--json", str(out), "--", *SHARED])
+        == 0
+    )
+    table = capsys.readouterr().out
+    reports = json.loads(out.read_text())["temperatures"]
+    assert list(reports) == ["0", "1"]
+    for temperature, report in reports.items():
+        assert list(report["domains"]) == ["code", "math", "chat"]
+        entries = report["domains"].values()
+        for name in ("rounds", "tokens"):
+            assert report["overall"][name] == sum(entry[name] for entry in entries)
+        assert report["macro"] == pytest.approx(sum(entry["accepted_length"] for entry in entries) / 3)
+        assert 1 < report["overall"]["accepted_length"] < 7
+        assert len(report["overall"]["acceptance_by_position"]) == 6
+        assert report["run"]["draft"].endswith("smollm2-135m-instruct")
+        assert report["run"]["policy"] == "full-block"
+        assert f"{report['overall']['accepted_length']:.3f}" in table
+        mine = [r for r in read_record(record) if r.temperature == float(temperature)]
+        assert len(mine) == report["overall"]["rounds"] and {r.offered for r in mine} == {6}
+        assert len({r.rid for r in mine}) == 6
+    assert main(["calibrate", "--record", str(record), "--model", str(target), "--out", str(sts)]) == 0
+    assert (Calibration.from_json(sts).temperatures > 0).all()
+
+
+def test_a_ctrl_c_stops_the_server_too(target: Path):
+    command = [
+        sys.executable,
+        "-m",
+        "dspark_sgl.cli",
+        "bench",
+        "accept",
+        "--model",
+        str(target),
+        "--prompts",
+        str(PROMPTS),
+    ]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE)
+    assert running.stderr is not None and b"Starting" in running.stderr.readline()
+    end = time.monotonic() + 60
+    while not (started := psutil.Process(running.pid).children(recursive=True)):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    running.send_signal(signal.SIGINT)
+    assert running.wait(60) == 130
+    assert psutil.wait_procs(started, timeout=10)[1] == []
