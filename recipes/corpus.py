@@ -1,4 +1,4 @@
-"""From response files to what training needs: padded batches, the hot vocabulary, bigram statistics.
+"""From response files to what training needs: the split, shuffled batches, the hot vocabulary, bigram statistics.
 
 Knows token ids and nothing of the target or the draft; the held-out split is by prompt and never leaks into a batch.
 """
@@ -11,66 +11,54 @@ import random
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from recipes.data import Record, read_records
 
-# One prompt in this many is held out, and at most so many responses of them are scored.
+# One prompt in this many is held out, and about so many responses of them are scored.
 HOLDOUT_SHARE, HOLDOUT_SIZE = 40, 32
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Right-padded sequences [n, t] with the lengths of their prompts and of the whole."""
+def read_corpus(paths: list[str], max_length: int) -> list[Record]:
+    """Every response of the files once, but for the longest and those too short to hold a draft."""
+    seen: set[bytes] = set()
+    kept: list[Record] = []
+    for path in paths:
+        for record in read_records(path):
+            whole = record.prompt_ids + record.response_ids
+            key = json.dumps(whole).encode()
+            if key in seen or len(record.response_ids) < 4 or len(whole) > max_length:
+                continue
+            seen.add(key)
+            kept.append(record)
+    return kept
 
-    ids: Tensor
-    prompt: Tensor
-    length: Tensor
 
-    @classmethod
-    def of(cls, records: list[Record]) -> Batch:
-        rows = [torch.tensor(r.prompt_ids + r.response_ids) for r in records]
-        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        prompt = torch.tensor([len(r.prompt_ids) for r in records])
-        return cls(ids, prompt, torch.tensor([len(r) for r in rows]))
+def split(records: list[Record]) -> tuple[list[int], list[int]]:
+    """Which records are trained on and which are held out; by prompt, so no held-out prompt is ever trained on."""
+    train: list[int] = []
+    held: list[int] = []
+    for i, record in enumerate(records):
+        out = zlib.crc32(json.dumps(record.prompt_ids).encode()) % HOLDOUT_SHARE == 0
+        (held if out else train).append(i)
+    step = max(1, len(held) // HOLDOUT_SIZE)
+    return train, held[::step][:HOLDOUT_SIZE]
 
 
-class Corpus:
-    """Training and held-out responses; the split is by prompt, so no held-out prompt is ever trained on."""
-
-    def __init__(self, paths: list[str], max_length: int):
-        self.paths, self.max_length = paths, max_length
-
-    def load(self) -> tuple[list[Record], list[Record]]:
-        seen: set[bytes] = set()
-        train: list[Record] = []
-        held: list[Record] = []
-        for path in self.paths:
-            for record in read_records(path) if Path(path).exists() else []:
-                whole = record.prompt_ids + record.response_ids
-                key = json.dumps(whole).encode()
-                if key in seen or len(record.response_ids) < 4 or len(whole) > self.max_length:
-                    continue
-                seen.add(key)
-                is_held = zlib.crc32(json.dumps(record.prompt_ids).encode()) % HOLDOUT_SHARE == 0
-                (held if is_held else train).append(record)
-        return train, held[:HOLDOUT_SIZE]
-
-    def batches(self, size: int, seed: int) -> Iterator[Batch]:
-        """Endless shuffled batches of similar lengths; the files are read again at every epoch."""
-        rng = random.Random(seed)
-        while True:
-            records, _ = self.load()
-            # A little noise on the length keeps neighbours changing from epoch to epoch.
-            records.sort(key=lambda r: len(r.prompt_ids) + len(r.response_ids) + rng.uniform(0, 12))
-            starts = list(range(0, len(records) - size + 1, size))
-            rng.shuffle(starts)
-            for at in starts:
-                yield Batch.of(records[at : at + size])
+def batches(records: list[Record], size: int, seed: int) -> Iterator[list[int]]:
+    """Endless shuffled batches of indices, records of similar lengths together; the same for every draft."""
+    rng = random.Random(seed)
+    lengths = [len(r.prompt_ids) + len(r.response_ids) for r in records]
+    while True:
+        # A little noise on the length keeps neighbours changing from epoch to epoch.
+        noisy = [length + rng.uniform(0, 12) for length in lengths]
+        order = sorted(range(len(records)), key=noisy.__getitem__)
+        starts = list(range(0, len(order) - size + 1, size))
+        rng.shuffle(starts)
+        for at in starts:
+            yield order[at : at + size]
 
 
 def hot_vocabulary(records: list[Record], coverage: float) -> Tensor:

@@ -23,8 +23,10 @@ from transformers import AutoTokenizer
 from recipes.data import Record, read_domains
 from recipes.decoder import SlotDecoder
 from recipes.draft import Draft
+from recipes.drafts import load_draft
 from recipes.generate import Job
 from recipes.llama import FrozenLlama
+from recipes.states import Reading, read
 
 
 @dataclass(frozen=True)
@@ -34,45 +36,36 @@ class Scores:
     match: Tensor  # bool: the draft's argmax is the token written
     ratio: Tensor  # min(1, p_d(x) / p_t(x)) of the token x written
     overlap: Tensor  # 1 - TV(p_d, p_t) at temperature 1, over the whole vocabulary
-    confidence: Tensor  # the confidence head's probability
+    confidence: Tensor | None  # the confidence head's probability, where the draft has one
     valid: Tensor  # bool: position exists in the text
 
 
-def embed_blocks(draft: Draft, target: FrozenLlama, ids: Tensor, anchors: Tensor) -> Tensor:
-    """Embeddings of [anchor, mask, mask, ...] of every block: ids [n, t], anchors [n, a] -> [n, a*gamma, h]."""
-    blocks = torch.full((*anchors.shape, draft.cfg.block), draft.cfg.mask_token_id, device=ids.device)
-    blocks[..., 0] = ids.gather(1, anchors)
-    return F.embedding(blocks.flatten(1), target.embedding)
-
-
 @torch.no_grad()
-def score(draft: Draft, target: FrozenLlama, record: Record) -> Scores:
+def score(draft: Draft, target: FrozenLlama, reading: Reading) -> Scores:
     """Scores of every anchor of one response, from its first token on. `draft` in the target's dtype."""
-    ids = torch.tensor([record.prompt_ids + record.response_ids], device=target.device)
-    first, length, gamma = len(record.prompt_ids), ids.shape[1], draft.cfg.block
-    final, features = target.read(ids, draft.cfg.target_layer_ids)
+    ids, first, length, steps = reading.ids, int(reading.prompt[0]), reading.ids.shape[1], draft.steps
     anchors = torch.arange(first, length - 1, device=ids.device)[None]
-    hidden = draft.backbone(embed_blocks(draft, target, ids, anchors), anchors, features)[0]
-    at = anchors[0][:, None] + torch.arange(1, gamma + 1, device=ids.device)  # the position each row predicts
+    blocks = draft(reading, anchors, target.embedding)
+    at = anchors[0][:, None] + torch.arange(1, steps + 1, device=ids.device)  # the position each row predicts
     valid, at = at < length, at.clamp(max=length - 1)
-    latent = draft.latent(ids[0, at - 1].flatten())
-    full = F.linear(final[0, first : length - 1], target.head).float().softmax(-1)  # rows: positions first + 1 ..
+    full = F.linear(reading.final[0, first : length - 1], target.head).float().softmax(-1)  # positions first + 1 ..
     p_t = full[:, draft.hot]
     tokens, rows = ids[0, at], (at - 1 - first)
     column = torch.searchsorted(draft.hot, tokens).clamp(max=len(draft.hot) - 1)
     is_hot = draft.hot[column] == tokens
-    head, bias = target.head[draft.hot], draft.markov_w2
+    head, bias = target.head[draft.hot], draft.w2.to(target.dtype)
     match, chance, overlap = [], [], []
-    every = torch.arange(len(hidden), device=ids.device)
+    every = torch.arange(len(blocks.hidden), device=ids.device)
     for part, row in zip(every.split(384), rows.flatten().split(384), strict=True):
-        p_d = torch.addmm(hidden[part] @ head.T, latent[part], bias.T).float().softmax(-1)
+        p_d = torch.addmm(blocks.hidden[part] @ head.T, blocks.latent[part], bias.T).float().softmax(-1)
         overlap.append(torch.minimum(p_d, p_t[row]).sum(-1))
         match.append(p_d.argmax(-1) == column.flatten()[part])
         chance.append(p_d.gather(1, column.flatten()[part, None])[:, 0])
     shape = rows.shape
     drawn = full[rows, tokens].clamp(min=1e-9)
     ratio = (torch.cat(chance).view(shape) / drawn).clamp(max=1.0) * is_hot
-    confidence = draft.confidence_logit(hidden, latent).float().sigmoid().view(shape)
+    logit = draft.confidence_logit(blocks)
+    confidence = None if logit is None else logit.float().sigmoid().view(shape)
     return Scores(torch.cat(match).view(shape) & is_hot, ratio, torch.cat(overlap).view(shape), confidence, valid)
 
 
@@ -105,17 +98,20 @@ def summarise(items: list[Scores], temperature: float) -> dict:
             accepted[:n] += 1
     valid = torch.cat([s.valid for s in items])
     overlap = torch.cat([s.overlap for s in items]) * valid
-    confidence = torch.cat([s.confidence for s in items]) * valid
     survival = torch.where(valid, overlap, 0.0).cumprod(-1)[valid.all(-1)]
-    return {
+    result = {
         "accepted_length": round(tokens / max(rounds, 1), 4),
         "tokens": tokens,
         "rounds": rounds,
         "acceptance_by_position": [round(x, 4) for x in (accepted / reached.clamp(min=1)).tolist()],
         "overlap_by_position": [round(x, 4) for x in (overlap.sum(0) / valid.sum(0)).tolist()],
-        "confidence_by_position": [round(x, 4) for x in (confidence.sum(0) / valid.sum(0)).tolist()],
         "expected_length_all_anchors": round(1 + survival.sum(-1).mean().item(), 4),
     }
+    said = [s.confidence for s in items if s.confidence is not None]
+    if said:
+        mean = (torch.cat(said) * valid).sum(0) / valid.sum(0)
+        result["confidence_by_position"] = [round(x, 4) for x in mean.tolist()]
+    return result
 
 
 def write_responses(args: argparse.Namespace, temperature: float, path: Path) -> None:
@@ -153,7 +149,7 @@ def evaluate(
     """`overall` and per-domain summaries over the target's responses at one temperature."""
     todo = [(domain, record) for domain, record in responses if len(record.response_ids) > 1]
     with ThreadPoolExecutor(workers) as pool:
-        work = pool.map(lambda item: score(draft, target, item[1]), todo)
+        work = pool.map(lambda item: score(draft, target, read(target, [item[1]], draft.layer_ids)), todo)
         items = list(tqdm(work, total=len(todo), desc=f"draft, T={temperature:g}", mininterval=10))
     by_domain: dict[str, list[Scores]] = {}
     for (domain, _), scores in zip(todo, items, strict=True):
@@ -177,7 +173,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     target = FrozenLlama.from_pretrained(args.model, 2048, args.device)
-    draft = Draft.load(Path(args.draft)).to(args.device, target.dtype)
+    draft = load_draft(Path(args.draft)).to(args.device, target.dtype)
     result: dict = {"prompts": len(read_domains(args.prompts))}
     for temperature in (0.0, 1.0):
         path = Path(args.cache) / f"eval-t{temperature:g}-n{args.max_new}.jsonl"
