@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
 from importlib.metadata import entry_points, version
 from pathlib import Path
 from types import TracebackType
@@ -71,14 +72,10 @@ class Collector:
         self._folder = Path(tempfile.mkdtemp(prefix="dspark-record-"))
         self._record = (record_file() or self._folder / "rounds.jsonl").absolute()
         (self._folder / "full-block.yaml").write_text(FULL_BLOCK)
-        # The server runs in another folder; a file named from here must be found from there.
-        policy = str(Path(policy).absolute()) if policy and Path(policy).is_file() else policy
-        arguments = ["--model-path", str(Path(model).absolute() if Path(model).exists() else model)]
-        arguments += ["--speculative-algorithm", options.algorithm.upper()]
-        arguments += ["--dspark-policy", policy or str(self._folder / "full-block.yaml")]
+        arguments = ["--model-path", _from_anywhere(model), "--speculative-algorithm", options.algorithm.upper()]
+        arguments += ["--dspark-policy", _from_anywhere(policy or str(self._folder / "full-block.yaml"))]
         if options.draft:
-            draft = Path(options.draft)
-            arguments += ["--speculative-draft-model-path", str(draft.absolute() if draft.exists() else draft)]
+            arguments += ["--speculative-draft-model-path", _from_anywhere(options.draft)]
         self._tokens = options.max_new_tokens
         self._run, self._asked = secrets.token_hex(4), 0
         self._server = Server([*arguments, *options.sglang], {RECORD_VARIABLE: str(self._record)})
@@ -90,9 +87,7 @@ class Collector:
         except BaseException as error:
             shutil.rmtree(self._folder, ignore_errors=True)
             if isinstance(error, ServerError):
-                raise PolicyError(
-                    "server", 0, 0, f"{_reason(self._server.log)}; its log: {self._server.log_file}"
-                ) from None
+                raise self._ended() from None
             raise
         return self
 
@@ -133,6 +128,9 @@ class Collector:
             "versions": {name: version(name) for name in ("dspark-sgl", "sglang", "torch")},
         }
 
+    def _ended(self) -> PolicyError:
+        return PolicyError("server", 0, 0, f"it ended: {_reason(self._server.log)}; its log: {self._server.log_file}")
+
     def _ask(self, name: str, prompt: Prompt, temperature: float) -> None:
         # Said in full: a model's generation_config.json would fill in what is not.
         sampling = {"temperature": temperature, "top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
@@ -142,6 +140,8 @@ class Collector:
             self._server.post("/v1/chat/completions", body)
         except ServerError as error:
             raise PolicyError("server", 0, 0, f"prompt {prompt.text[:40]!r}: {error}") from None
+        except (OSError, HTTPException):
+            raise self._ended() from None
 
 
 def _check(algorithm: str, model: str, draft: str | None) -> None:
@@ -156,7 +156,13 @@ def _check(algorithm: str, model: str, draft: str | None) -> None:
         check_draft(draft, model, algorithm)
 
 
+def _from_anywhere(name: str) -> str:
+    """The server runs in another folder: what is a path here is made one that holds there."""
+    return str(Path(name).absolute()) if Path(name).exists() else name
+
+
 def demo_target() -> str:
+    """The folder of the target that `make demo` uses."""
     from .target import TargetError, make_target
 
     try:
