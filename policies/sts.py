@@ -4,12 +4,14 @@ With c_k the drafter's confidence in draft k, given that those before it survive
 
     a_k = product over i <= k of sigmoid(logit(c_i) / T_i)        against        y_k = all of drafts 1..k accepted
 
-T_1, T_2, .. are chosen left to right, each by the least ECE of a_k while those before it stay. Every round that was
-offered k drafts is a sample for position k, however early it failed: y_k is 0 then. T_k > 0, so the order of
-confidences within a position stays. T_k = 1 is always a candidate: on the rounds it is fitted on, a position's ECE is
-never above that of leaving it alone.
+T_1, T_2, .. are chosen left to right, each by the least ECE of a_k while those before it stay. Below the floor, the ECE
+that a perfect prediction would show on as many samples, differences are noise: among temperatures that good the one of
+the least log-loss is taken. Every round that was offered k drafts is a sample for position k, however early it failed:
+y_k is 0 then. T_k > 0, so the order of confidences within a position stays; and on the rounds it is fitted on, a
+position's ECE is never above that with T_k = 1.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,7 +24,7 @@ from .reliability import auc, ece, ece_floor
 LEAST_SAMPLES = 100
 """Rounds below which a position is not fitted: it gets the temperature of the one before it."""
 LOWEST, HIGHEST = 0.15, 7.0
-COARSE, FINE = 80, 40
+CANDIDATES = 192
 
 
 @dataclass(frozen=True)
@@ -80,17 +82,22 @@ def fit(rounds: Rounds) -> list[float]:
 
 
 def _best(before: Floats, logits: Floats, happened: NDArray[np.bool_]) -> float:
-    """The temperature of the least ECE: on a coarse grid, then on a fine one around the best."""
+    """before: survival up to the position; logits: of the position; happened: whether it survived, all `[n]`"""
+    at_one = ece(before * sigmoid(logits), happened)
+    best, best_rank = 1.0, (1, math.inf)
+    for temperature in [1.0, *np.geomspace(LOWEST, HIGHEST, CANDIDATES).tolist()]:
+        chance = before * sigmoid(logits / temperature)
+        error = ece(chance, happened)
+        good = error <= min(at_one, ece_floor(chance))
+        rank = (0, _log_loss(chance, happened)) if good else (1, error)
+        if rank < best_rank:
+            best, best_rank = temperature, rank
+    return best
 
-    def error(temperature: float) -> float:
-        return ece(before * sigmoid(logits / temperature), happened)
 
-    coarse = np.geomspace(LOWEST, HIGHEST, COARSE)
-    best: float = min([1.0, *coarse.tolist()], key=error)
-    step = float(coarse[1] / coarse[0])
-    fine = np.geomspace(max(best / step, LOWEST), min(best * step, HIGHEST), FINE)
-    finest: list[float] = [best, *fine.tolist()]
-    return min(finest, key=error)
+def _log_loss(chance: Floats, happened: NDArray[np.bool_]) -> float:
+    said = np.where(happened, chance, 1 - chance)
+    return float(-np.log(said.clip(min=1e-12)).mean())
 
 
 def judge(rounds: Rounds, temperatures: Sequence[float]) -> list[Position]:
