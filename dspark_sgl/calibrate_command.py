@@ -239,7 +239,7 @@ def _plot(fit: Fit, rounds: Rounds, out: Path) -> None:
     """Reliability diagrams by position, on the held-out half."""
     import numpy as np
 
-    from .policies.reliability import reliability
+    from .policies.reliability import Reliability
 
     depth = rounds.logits.shape[1]
     columns = min(depth, 4)
@@ -254,9 +254,9 @@ def _plot(fit: Fit, rounds: Rounds, out: Path) -> None:
         known = rounds.offered > k
         for name, temperatures, colour, rows in arms:
             survival = rounds.survival(temperatures)[known, k]
-            predicted, observed, _ = reliability(survival, rounds.accepted[known] > k)
+            bins = Reliability.of(survival, rounds.accepted[known] > k)
             label = f"{name}: ECE {100 * rows[k].ece:.1f} %"
-            axes.plot(predicted, observed, "o-", color=colour, markersize=3, linewidth=1, label=label)
+            axes.plot(bins.predicted, bins.observed, "o-", color=colour, markersize=3, linewidth=1, label=label)
         top = 1.05 * max(float(line.get_data()[i].max()) for line in axes.lines for i in (0, 1)) or 1.0
         axes.plot([0, top], [0, top], "--", color="gray", linewidth=0.8)
         axes.set(title=f"drafts 1 to {k + 1}" if k else "draft 1", xlim=(0, top), ylim=(0, top))

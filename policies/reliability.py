@@ -3,8 +3,10 @@
     ECE = sum over bins of share * |mean predicted - share observed|
 
 Bins hold equally many samples: survival of deep positions lies close to 0, where bins of equal width would be one.
-Even a perfect prediction has an ECE above 0 on finitely many samples; `ece_floor` says which.
+Even a perfect prediction has an ECE above 0 on finitely many samples; `floor` says which.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,36 +17,37 @@ Bools = NDArray[np.bool_]
 BINS = 10
 
 
-def reliability(chance: Floats, happened: Bools, bins: int = BINS) -> tuple[Floats, Floats, Floats]:
-    """float64 `[bins]` each: mean predicted, share observed and share of all samples, from the least chance up.
+@dataclass(frozen=True)
+class Reliability:
+    """Bins, least chance first. predicted: mean chance; observed: share that happened; count: samples; all `[b]`"""
 
-    chance, happened: `[n]`; fewer than `bins` samples make as many bins
-    """
-    parts = _bins(chance, bins)
-    predicted = np.array([chance[part].mean() for part in parts])
-    observed = np.array([happened[part].mean() for part in parts])
-    return predicted, observed, np.array([len(part) / len(chance) for part in parts])
+    predicted: Floats
+    observed: Floats
+    count: NDArray[np.int64]
 
+    @classmethod
+    def of(cls, chance: Floats, happened: Bools, bins: int = BINS) -> "Reliability":
+        """chance, happened: `[n]`, n > 0; fewer than `bins` samples make as many bins"""
+        order, bins = np.argsort(chance, kind="stable"), min(bins, len(chance))
+        starts = np.arange(bins) * len(chance) // bins
+        count = np.diff(starts, append=len(chance))
+        predicted = np.add.reduceat(chance[order], starts) / count
+        return cls(predicted, np.add.reduceat(happened[order].astype(np.float64), starts) / count, count)
 
-def _bins(chance: Floats, bins: int) -> list[NDArray[np.int64]]:
-    """The samples of each bin."""
-    return np.array_split(np.argsort(chance, kind="stable"), max(1, min(bins, len(chance))))
+    @property
+    def ece(self) -> float:
+        """The expected calibration error, 0 to 1."""
+        return float((self.count * np.abs(self.predicted - self.observed)).sum() / self.count.sum())
 
+    @property
+    def floor(self) -> float:
+        """The ECE to expect on as many samples if every chance were exactly right.
 
-def ece(chance: Floats, happened: Bools, bins: int = BINS) -> float:
-    """The expected calibration error, 0 to 1."""
-    predicted, observed, share = reliability(chance, happened, bins)
-    return float((share * np.abs(predicted - observed)).sum())
-
-
-def ece_floor(chance: Floats, bins: int = BINS) -> float:
-    """The ECE to expect on as many samples if every chance were exactly right.
-
-    A bin's share observed is then off by a nearly normal error of variance sum p (1 - p) / m^2, m samples, and the mean
-    of a normal error's size is sqrt(2 / pi) of its deviation.
-    """
-    spread = np.array([(chance[part] * (1 - chance[part])).sum() for part in _bins(chance, bins)])
-    return float(np.sqrt(2 / np.pi * spread).sum() / len(chance))
+        The share observed in a bin of m samples is then off by a nearly normal error of variance p (1 - p) / m, and the
+        mean size of a normal error is sqrt(2 / pi) of its deviation.
+        """
+        error = np.sqrt(2 / np.pi * self.predicted * (1 - self.predicted) / self.count)
+        return float((self.count * error).sum() / self.count.sum())
 
 
 def auc(chance: Floats, happened: Bools) -> float:

@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .calibration import Floats, Ints, logit, sigmoid
-from .reliability import auc, ece, ece_floor
+from .reliability import Reliability, auc
 
 LEAST_SAMPLES = 100
 """Rounds below which a position is not fitted: it gets the temperature of the one before it."""
 LOWEST, HIGHEST = 0.15, 7.0
-CANDIDATES = 192
+CANDIDATES = 96
 
 
 @dataclass(frozen=True)
@@ -83,13 +83,13 @@ def fit(rounds: Rounds) -> list[float]:
 
 def _best(before: Floats, logits: Floats, happened: NDArray[np.bool_]) -> float:
     """before: survival up to the position; logits: of the position; happened: whether it survived, all `[n]`"""
-    at_one = ece(before * sigmoid(logits), happened)
+    at_one = Reliability.of(before * sigmoid(logits), happened).ece
     best, best_rank = 1.0, (1, math.inf)
     for temperature in [1.0, *np.geomspace(LOWEST, HIGHEST, CANDIDATES).tolist()]:
         chance = before * sigmoid(logits / temperature)
-        error = ece(chance, happened)
-        good = error <= min(at_one, ece_floor(chance))
-        rank = (0, _log_loss(chance, happened)) if good else (1, error)
+        found = Reliability.of(chance, happened)
+        good = found.ece <= min(at_one, found.floor)
+        rank = (0, _log_loss(chance, happened)) if good else (1, found.ece)
         if rank < best_rank:
             best, best_rank = temperature, rank
     return best
@@ -107,6 +107,6 @@ def judge(rounds: Rounds, temperatures: Sequence[float]) -> list[Position]:
         known = rounds.offered > k
         if known.any():
             chance, happened = survival[known, k], rounds.accepted[known] > k
-            error, rank = ece(chance, happened), auc(chance, happened)
-            found.append(Position(int(known.sum()), float(happened.mean()), error, ece_floor(chance), rank))
+            bins, rank = Reliability.of(chance, happened), auc(chance, happened)
+            found.append(Position(len(chance), float(happened.mean()), bins.ece, bins.floor, rank))
     return found
