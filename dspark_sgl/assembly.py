@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode
-from sglang.srt.runtime_context import get_observability, get_parallel
+from sglang.srt.runtime_context import get_observability, get_parallel, get_spec
 
 from dspark_sgl.policies.calibration import Calibration
 from dspark_sgl.policies.cost import CostModel
@@ -47,7 +47,7 @@ def build_governor(
     metrics = Metrics(get_parallel().dp_rank or 0) if get_observability().enable_metrics else None
     watch = PolicyWatch(policy_name(), metrics)
     recorder = Recorder.opened(record_file())
-    return Governor(watch, block, cost, _calibration(drafter), LoadMeter(HardwareSampler()), metrics, recorder)
+    return Governor(watch, block, cost, _calibration(), LoadMeter(HardwareSampler()), metrics, recorder)
 
 
 def _measured_cost(facts: dict[str, object], profiler: StepProfiler) -> CostModel:
@@ -79,7 +79,7 @@ def _facts(target: Any, drafter: Drafter, block: int) -> dict[str, object]:
         "model": target.model_config.model_path,
         "dtype": str(target.dtype),
         "algorithm": drafter.algorithm,
-        "draft": drafter.context.server_args.speculative_draft_model_path,
+        "draft": get_spec().speculative_draft_model_path,
         "block": block,
         "tp": get_parallel().tp_size,
         "attention": type(target.attn_backend).__name__,
@@ -87,9 +87,9 @@ def _facts(target: Any, drafter: Drafter, block: int) -> dict[str, object]:
     }
 
 
-def _calibration(drafter: Drafter) -> Calibration:
+def _calibration() -> Calibration:
     """The draft's own temperatures, where it brings some or `dspark-sgl calibrate` has fitted some here."""
-    draft = drafter.context.server_args.speculative_draft_model_path
+    draft = get_spec().speculative_draft_model_path  # the record of arguments has only what a user named
     file = find_sts(Path(draft)) if draft else None
     if file is None:
         return Calibration()
