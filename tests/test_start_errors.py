@@ -96,20 +96,21 @@ def test_pipeline_parallelism(args: SimpleNamespace) -> None:
     assert "--pp-size" in refusal(args)
 
 
-def test_an_sglang_that_does_not_fit(tmp_path: Path) -> None:
-    """In a fresh process, since a plugin is loaded once: SGLang asks for our algorithm and gets the reason."""
-    script = """
-import dspark_sgl.compat as compat
-def require(): raise compat.CompatError("SGLang 9.9 does not fit")
-compat.require = require
-from sglang.srt.plugins import load_plugins
-load_plugins()
-from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
-SpeculativeAlgorithm.from_string("DSPARK_SGL").validate_server_args(None)
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert done.returncode == 1 and done.stderr.strip().splitlines()[-1] == "error: SGLang 9.9 does not fit"
-    assert "Traceback" not in done.stderr
+def test_an_sglang_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SGLang asks for our algorithm and gets the reason."""
+    from sglang.srt.speculative import spec_registry
+    from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
+
+    from dspark_sgl import compat, plugin
+
+    def require() -> None:
+        raise compat.CompatError("SGLang 9.9 does not fit")
+
+    monkeypatch.setattr(compat, "require", require)
+    monkeypatch.setattr(spec_registry, "_REGISTRY", {})  # as in a process that has not loaded the plugin yet
+    plugin.load()
+    with pytest.raises(SystemExit, match="^error: SGLang 9.9 does not fit$"):
+        SpeculativeAlgorithm.from_string("DSPARK_SGL").validate_server_args(None)
 
 
 @pytest.mark.server
