@@ -23,8 +23,8 @@ from .settings import policy_name
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_DEPTH, DEFAULT_NODES = 7, 15
-"""For drafters without a checkpoint to say: how deep they may draft, and the KV reserved for a tree."""
+DEFAULT_NODES = 15
+"""For drafters without a checkpoint to say: the KV reserved for a tree."""
 
 
 def register(drafter: type[Drafter]) -> None:
@@ -48,11 +48,19 @@ class DrafterAlgorithm(CustomSpecAlgo):
 
     def is_dflash_family(self) -> bool:
         """Capture the target layers that the draft's config names; size the draft's KV pool beside the target's."""
-        return self.drafter_class.uses_target_hidden
+        return self.drafter_class.uses_target_hidden and not self.drafter_class.recurrent
+
+    def is_eagle(self) -> bool:
+        """Size the draft's KV pool beside the target's, and match prefixes in the radix cache by pairs of tokens."""
+        return self.drafter_class.recurrent
+
+    def is_eagle3(self) -> bool:
+        """Capture the target layers that the draft's `eagle_config` names."""
+        return self.drafter_class.recurrent and not self.drafter_class.final_hidden
 
     def supports_target_verify_for_draft(self) -> bool:
         """The draft block itself runs as a verify-shaped forward."""
-        return self.drafter_class.uses_target_hidden
+        return self.is_dflash_family()
 
     def has_draft_kv(self) -> bool:
         return self.drafter_class.uses_target_hidden
@@ -94,12 +102,16 @@ class DrafterAlgorithm(CustomSpecAlgo):
             draft = self._draft(args)
             args.speculative_draft_model_path = str(draft)
             args.speculative_draft_model_revision = None
-            trained = read_draft_config(draft).block_size
-            block = min(block or trained, trained)
+            if self.drafter_class.recurrent:
+                # One step after another: any depth will do, and each step has the slot of its own position.
+                trained = block = block or self.drafter_class.default_depth
+            else:
+                trained = read_draft_config(draft).gamma
+                block = min(block or trained, trained)
             # The block pass needs a slot for every row it was trained with, however few are verified.
             args.speculative_num_draft_tokens = trained + 1
         else:
-            block = block or DEFAULT_DEPTH
+            block = block or self.drafter_class.default_depth
             args.speculative_num_draft_tokens = max(args.speculative_num_draft_tokens or DEFAULT_NODES + 1, block + 1)
         args.speculative_num_steps = block
 
@@ -111,10 +123,10 @@ class DrafterAlgorithm(CustomSpecAlgo):
         if path is None:
             raise DraftError(
                 f"no draft for {self.name} is shipped or cached for {target}; name one with "
-                "--speculative-draft-model-path, or train one with recipes/train_dspark.py"
+                "--speculative-draft-model-path, or train one (recipes/README.md)"
             )
         check_draft(path, target, self.name)
-        return as_sglang_reads_it(Path(path))
+        return Path(path) if self.drafter_class.recurrent else as_sglang_reads_it(Path(path))
 
 
 def _local(name: str, revision: str | None) -> Path:

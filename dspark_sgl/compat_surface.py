@@ -42,6 +42,8 @@ _ALGORITHM = (
     _srt("speculative.spec_info.SpeculativeAlgorithm.register", "name supports_overlap spec_class", "our algorithms"),
     _srt("speculative.spec_info.SpeculativeAlgorithm.from_string", "name", "recognising our algorithms"),
     _srt("speculative.spec_registry.CustomSpecAlgo.is_dflash_family", "", "capturing the target's hidden states"),
+    _srt("speculative.spec_registry.CustomSpecAlgo.is_eagle", "", "sizing the draft's KV, prefixes by pairs of tokens"),
+    _srt("speculative.spec_registry.CustomSpecAlgo.is_eagle3", "", "capturing the target's hidden states"),
     _srt("speculative.spec_registry.CustomSpecAlgo.has_draft_kv", "", "sizing the draft's KV"),
     _srt("speculative.spec_registry.CustomSpecAlgo.handle_server_args", "server_args", "settings of a speculative run"),
     _srt("speculative.spec_registry.CustomSpecAlgo.supports_target_verify_for_draft", "", "the draft's block pass"),
@@ -80,14 +82,30 @@ _WORKER = (
 _FORWARD = (
     _srt("model_executor.forward_batch_info.CaptureHiddenMode.FULL", "", "the target's hidden states"),
     _srt("model_executor.forward_batch_info.ForwardMode.TARGET_VERIFY", "", "the verify forward"),
-    _srt("model_executor.forward_batch_info.ForwardMode.DECODE", "", "a round without speculation"),
+    _srt("model_executor.forward_batch_info.ForwardMode.DECODE", "", "a round without speculation; a draft's step"),
+    _srt("model_executor.forward_batch_info.ForwardMode.EXTEND", "", "an autoregressive draft's context"),
     _srt(
         "model_executor.forward_batch_info.ForwardBatch",
         "forward_mode batch_size input_ids req_pool_indices seq_lens out_cache_loc seq_lens_sum seq_lens_cpu "
-        "positions spec_info capture_hidden_mode",
-        "the draft's block pass",
+        "positions spec_info capture_hidden_mode extend_num_tokens extend_seq_lens extend_prefix_lens extend_start_loc "
+        "extend_seq_lens_cpu extend_prefix_lens_cpu",
+        "the draft's forwards",
     ),
-    _srt("layers.logits_processor.LogitsProcessorOutput", "", "the draft's features"),
+    _srt("layers.logits_processor.LogitsProcessorOutput", "hidden_states last_hidden_states", "the draft's features"),
+    _srt(
+        "layers.logits_processor.LogitsProcessor.forward",
+        "input_ids hidden_states lm_head aux_hidden_states hidden_states_before_norm",
+        "an autoregressive draft's features, in place of its logits",
+    ),
+    _srt(
+        "speculative.eagle_info.EagleDraftExtendInput",
+        "hidden_states num_tokens_per_req",
+        "what an autoregressive draft reads beside its tokens",
+    ),
+    _srt("models.llama_eagle3.LlamaForCausalLMEagle3.set_embed_and_head", "embed head", "the target's embedding"),
+    _srt("models.mimo_mtp.MiMoMTP.set_embed_and_head", "embed head", "the target's embedding"),
+    _srt("models.llama.LlamaForCausalLM.get_embed_and_head", "", "the target's embedding"),
+    _srt("managers.schedule_batch.Req.refresh_fill_ids", "", "the token after a prefill chunk"),
     _srt("mem_cache.memory_pool.KVWriteLoc", "", "writing the draft's context KV"),
 )
 
@@ -104,7 +122,9 @@ _DRAFT = (
         "the draft's own model runner",
     ),
     _srt("speculative.spec_utils.draft_pp_context", "", "the draft's own model runner"),
+    _srt("environ.envs", "", "having SGLang build the confidence head"),
     _srt("speculative.dspark_components.dspark_config.parse_dspark_draft_config", "draft_hf_config", "draft configs"),
+    _srt("speculative.dflash_utils.parse_dflash_draft_config", "draft_hf_config", "draft configs"),
     _srt(
         "speculative.dflash_info.DFlashVerifyInput",
         "draft_token positions draft_token_num custom_mask capture_hidden_mode",

@@ -9,9 +9,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 HEAD_TYPES = ("vanilla", "gated", "rnn")
+
+# DSpark architectures whose backbone is SGLang's DFlash model; so a DFlash draft in DSpark's clothes is served as one.
+DFLASH, DSPARK_BACKBONES = "DFlashDraftModel", ("Qwen3DSparkModel", "LingDSparkModel", "DSparkDraftModel")
 
 # What a bundled draft calls a field whose prefixed name is not simply `dspark_` + the flat one.
 _PREFIXED = {"mask_token_id": "dspark_noise_token_id"}
@@ -30,12 +33,17 @@ class DraftError(ValueError):
 
 @dataclass(frozen=True)
 class DraftConfig:
-    """What serving needs to know of a draft. `block_size` is gamma: the draft tokens of one block."""
+    """What serving needs to know of a draft of a block drafter.
+
+    block_size: as the file says; rows of the block, which `gamma` turns into drafts
+    sample_from_anchor: the anchor's row predicts the first draft, not the first mask's
+    """
 
     file: Path
     algorithm: str  # dspark | dflash | eagle3 | mtp | unknown
     architecture: str
     block_size: int
+    sample_from_anchor: bool
     mask_token_id: int
     target_layer_ids: tuple[int, ...]
     num_target_layers: int | None  # None where the publisher does not say
@@ -52,13 +60,27 @@ class DraftConfig:
     confidence: bool
     confidence_with_markov: bool
     plain: bool  # weights are unquantised and of the released layout, so names and shapes follow from this config
+    layers_field: ClassVar[str] = "target_layer_ids"
+
+    @property
+    def gamma(self) -> int:
+        """The draft tokens of one block. In a DFlash block the anchor's row is one of `block_size`, predicting or not;
+        a DSpark block has `block_size` drafts in any case."""
+        return self.block_size - (self.algorithm == "dflash" and not self.sample_from_anchor)
 
     def flat(self) -> dict[str, Any]:
         """The fields in the flat spelling, the only one that every part of SGLang's model code reads."""
-        return {
+        fields: dict[str, Any] = {
             "block_size": self.block_size,
             "mask_token_id": self.mask_token_id,
             "target_layer_ids": list(self.target_layer_ids),
+        }
+        # What SGLang takes for granted of an architecture is not said.
+        if self.sample_from_anchor == (self.algorithm == "dflash"):
+            fields["sample_from_anchor"] = self.sample_from_anchor
+        if self.algorithm == "dflash":
+            return {"architectures": [DFLASH]} | fields
+        return fields | {
             "markov_rank": self.markov_rank,
             "markov_head_type": self.markov_head_type,
             "enable_confidence_head": self.confidence,
@@ -67,11 +89,17 @@ class DraftConfig:
 
 
 def algorithm_of(raw: Mapping[str, Any]) -> str:
-    """Which algorithm a `config.json` is a draft for, from its architecture; `unknown` when it is none of ours."""
+    """Which algorithm a `config.json` is a draft for, from its architecture; `unknown` when it is none of ours.
+
+    DeepSpec releases its DFlash drafts as DSpark models whose sequential head has rank 0.
+    """
     name = _architecture(raw).lower()
     if any(f"dspark_{field}" in raw for field in ("block_size", "markov_rank", "target_layer_ids")):
         return "dspark"
-    return next((algorithm for part, algorithm in _ALGORITHMS.items() if part in name), "unknown")
+    # A model that brings its own prediction modules is called what it is called as a target.
+    bundled = "mtp" if raw.get("num_nextn_predict_layers") else "unknown"
+    found = next((algorithm for part, algorithm in _ALGORITHMS.items() if part in name), bundled)
+    return "dflash" if found == "dspark" and ConfigFields(Path(), raw).get("markov_rank") == 0 else found
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -89,21 +117,30 @@ def read_json(file: Path) -> dict[str, Any]:
     return data
 
 
+def config_field(file: Path, name: str) -> Any:
+    """One field of a `config.json`, wherever it stands; None where it does not."""
+    return ConfigFields(file, read_json(file)).get(name)
+
+
 def read_draft_config(draft: str | Path) -> DraftConfig:
     """Reads `config.json` of a DSpark or DFlash draft, whose fields it checks one by one."""
     folder = Path(draft)
     if not folder.is_dir():
         raise DraftError.at(folder, "no such draft folder", "give the folder that holds the draft's config.json")
     file = folder / "config.json"
-    fields = _Fields(file, read_json(file))
+    fields = ConfigFields(file, read_json(file))
     heads = fields.integer("num_attention_heads", 1)
     hidden = fields.integer("hidden_size", 1)
-    rank = fields.integer("markov_rank", 0, default=0)
+    architecture, algorithm = _architecture(fields.raw), algorithm_of(fields.raw)
+    from_anchor = fields.flag("sample_from_anchor", default=architecture != DFLASH)
+    masks_alone = algorithm == "dflash" and not from_anchor
+    rank = 0 if algorithm == "dflash" else fields.integer("markov_rank", 0, default=0)
     return DraftConfig(
         file=file,
-        algorithm=algorithm_of(fields.raw),
-        architecture=_architecture(fields.raw),
-        block_size=fields.integer("block_size", 1),
+        algorithm=algorithm,
+        architecture=architecture,
+        block_size=fields.integer("block_size", 2 if masks_alone else 1),
+        sample_from_anchor=from_anchor,
         mask_token_id=fields.integer("mask_token_id", 0),
         target_layer_ids=fields.layer_ids(),
         num_target_layers=fields.integer("num_target_layers", 1) if fields.has("num_target_layers") else None,
@@ -123,8 +160,10 @@ def read_draft_config(draft: str | Path) -> DraftConfig:
     )
 
 
-class _Fields:
+class ConfigFields:
     """Finds a field under any spelling, and checks its type."""
+
+    kind: ClassVar[str] = "DSpark or DFlash"
 
     def __init__(self, file: Path, raw: Mapping[str, Any]) -> None:
         self.file, self.raw = file, raw
@@ -149,6 +188,14 @@ class _Fields:
             raise self.error(f"{name} must be a whole number of at least {low}, not {value!r}")
         return value
 
+    def flag(self, name: str, default: bool) -> bool:
+        value = self.get(name)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise self.error(f"{name} must be true or false, not {value!r}")
+        return value
+
     def choice(self, name: str, options: tuple[str, ...], default: str) -> str:
         value = str(self.get(name) or default).lower()
         if value not in options:
@@ -163,7 +210,7 @@ class _Fields:
         return tuple(value)
 
     def error(self, problem: str) -> DraftError:
-        return DraftError.at(self.file, problem, "this is not a DSpark or DFlash draft, or its config is damaged")
+        return DraftError.at(self.file, problem, f"this is not a draft for {self.kind}, or its config is damaged")
 
 
 def _architecture(raw: Mapping[str, Any]) -> str:
@@ -171,7 +218,7 @@ def _architecture(raw: Mapping[str, Any]) -> str:
     return str(names[0]) if isinstance(names, list) and names else ""
 
 
-def _is_plain(fields: _Fields) -> bool:
+def _is_plain(fields: ConfigFields) -> bool:
     extras = (
         "quantization_config",
         "conv_kernel_size",
@@ -179,8 +226,7 @@ def _is_plain(fields: _Fields) -> bool:
         "projector_type",
         "attention_sink_bias",
     )
-    known = ("Qwen3DSparkModel", "LingDSparkModel", "DSparkDraftModel", "DFlashDraftModel")
-    return _architecture(fields.raw) in known and not any(fields.get(name) for name in extras)
+    return _architecture(fields.raw) in (*DSPARK_BACKBONES, DFLASH) and not any(fields.get(name) for name in extras)
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -6,12 +6,13 @@ loaded the target.
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from .draft_config import DraftConfig, DraftError, read_json
 
 Shape = tuple[int, ...]
+Tensors = dict[str, tuple[Path, Shape]]
 
 _COPY_AGAIN = "copy or download the checkpoint again"
 _INDEX = "model.safetensors.index.json"
@@ -50,28 +51,50 @@ def expected_tensors(config: DraftConfig) -> dict[str, Shape]:
 
 def check_tensors(folder: Path, config: DraftConfig) -> None:
     """Compares the checkpoint's headers with the config; raises DraftError for the first thing that is wrong."""
-    found: dict[str, tuple[Path, Shape]] = {}
-    for file in weight_files(folder):
-        for name, shape in read_header(file).items():
-            found[_canonical(name)] = file, shape
+    found = read_tensors(folder)
     if not found or not config.plain:
         return  # other formats and layouts are SGLang's to check when it loads them
-    expected = expected_tensors(config)
-    for name, shape in expected.items():
+    kind = f"{config.algorithm} draft of {config.num_layers} layers"
+    kind = f"{config.markov_head_type} {kind}" if config.markov_rank else kind
+    compare_tensors(folder, found, expected_tensors(config), {}, _NOT_THE_DRAFTS, kind)
+
+
+def read_tensors(folder: Path) -> Tensors:
+    """Where each tensor is and its shape, by the name it has within the draft; empty for another format's weights."""
+    return {
+        _canonical(name): (file, shape) for file in weight_files(folder) for name, shape in read_header(file).items()
+    }
+
+
+def compare_tensors(
+    folder: Path,
+    found: Tensors,
+    expected: Mapping[str, Shape],
+    optional: Mapping[str, Shape],
+    foreign: tuple[str, ...],
+    kind: str,
+) -> None:
+    """Raises DraftError for the first tensor that is missing, has another shape than promised or has no place here.
+
+    optional: tensors that may be left out; foreign: beginnings of names that are none of the draft's business
+    """
+    for name, shape in {**expected, **optional}.items():
         if name not in found:
+            if name in optional:
+                continue
             raise DraftError.at(folder, f"tensor {name} is missing", f"config.json promises it; {_COPY_AGAIN}")
         file, actual = found[name]
         if actual != shape:
             problem = f"tensor {name} has shape {list(actual)}, config.json promises {list(shape)}"
             raise DraftError.at(file, problem, "config and weights are not of the same draft")
     for name, (file, _) in found.items():
-        if name not in expected and not name.startswith(_NOT_THE_DRAFTS):
-            problem = f"tensor {name} has no place in a {config.markov_head_type} draft of {config.num_layers} layers"
+        if name not in expected and name not in optional and not name.startswith(foreign):
+            problem = f"tensor {name} has no place in a {kind}"
             raise DraftError.at(file, problem, "config and weights are not of the same draft")
 
 
-def check_hot_vocab(folder: Path, config: DraftConfig) -> None:
-    """`hot_vocab.json`, where a draft has one: the token ids that its sequential head may propose."""
+def check_hot_vocab(folder: Path, vocab_size: int) -> None:
+    """`hot_vocab.json`, where a draft has one: the token ids that it may propose."""
     file = folder / "hot_vocab.json"
     if not file.is_file():
         return
@@ -79,8 +102,8 @@ def check_hot_vocab(folder: Path, config: DraftConfig) -> None:
         ids = json.loads(file.read_bytes())
     except ValueError as error:
         raise DraftError.at(file, f"not valid JSON ({error})", _COPY_AGAIN) from None
-    if not isinstance(ids, list) or not ids or any(type(i) is not int or not 0 <= i < config.vocab_size for i in ids):
-        problem = f"must be a list of token ids below vocab_size {config.vocab_size}"
+    if not isinstance(ids, list) or not ids or any(type(i) is not int or not 0 <= i < vocab_size for i in ids):
+        problem = f"must be a list of token ids below vocab_size {vocab_size}"
         raise DraftError.at(file, problem, "delete it to draft over the whole vocabulary")
     if len(set(ids)) != len(ids):
         # Two columns for one token would halve its q, and bias rejection sampling.

@@ -9,10 +9,26 @@ from pathlib import Path
 from typing import Any
 
 from .cache import cache_dir
-from .draft_config import DraftConfig, DraftError, algorithm_of, read_draft_config, read_json
+from .draft_config import (
+    DFLASH,
+    DSPARK_BACKBONES,
+    DraftConfig,
+    DraftError,
+    algorithm_of,
+    config_field,
+    read_draft_config,
+    read_json,
+)
 from .draft_tensors import check_hot_vocab, check_tensors
+from .recurrent_config import RECURRENT, RecurrentConfig, check_recurrent, read_recurrent_config
 
 __all__ = ["DraftConfig", "DraftError", "check_draft", "find_draft", "known_drafts", "read_draft_config"]
+
+# The model classes that a drafter of ours knows its way around in.
+_SERVED = {
+    "dspark": (*DSPARK_BACKBONES, "Lfm2DSparkDraftModel", "DSparkMiniMaxDraftModel"),
+    "dflash": (DFLASH, *DSPARK_BACKBONES),
+}
 
 Target = Mapping[str, Any] | str | Path  # a config.json's content, the file, or the checkpoint folder
 
@@ -26,7 +42,7 @@ def find_draft(target_config: Target, algorithm: str) -> Path | None:
     wanted = algorithm.lower().removesuffix("_sgl")
     for folder in known_drafts():
         try:
-            config = read_draft_config(folder)
+            config = _read(folder)
         except DraftError:
             continue  # a half-copied folder in the cache is no reason not to start
         if config.algorithm == wanted and target.mismatch(config) is None:
@@ -42,19 +58,54 @@ def check_draft(draft: str | Path, target_config: Target, algorithm: str = "dspa
         actual = algorithm_of(read_json(folder / "config.json"))
         if actual not in (wanted, "unknown"):
             remedy = f"start with --speculative-algorithm {actual.upper()}_SGL, or give a {wanted} draft"
-            raise DraftError.at(folder / "config.json", f"architectures: this is a draft for {actual}", remedy)
+            raise DraftError.at(folder / "config.json", f"by architectures and heads a draft for {actual}", remedy)
+    if wanted in RECURRENT:
+        recurrent = read_recurrent_config(folder)
+        _refuse(recurrent, target_config)
+        check_recurrent(folder, recurrent)
+    else:
+        _check_block_draft(folder, target_config)
+
+
+def _check_block_draft(folder: Path, target_config: Target) -> None:
     config = read_draft_config(folder)
+    _check_kind(folder, config)
     if config.algorithm == "dspark" and config.markov_rank < 1:
         remedy = "a DSpark draft has a sequential head; without one it is a DFlash draft"
         raise DraftError.at(config.file, "markov_rank must be at least 1, not 0", remedy)
-    problem = _Target.of(target_config).mismatch(config)
-    if problem:
-        raise DraftError.at(config.file, problem, "this draft was trained for another target")
+    _refuse(config, target_config)
     if config.mask_token_id >= config.vocab_size:
         problem = f"mask_token_id {config.mask_token_id} lies outside the vocabulary of {config.vocab_size}"
         raise DraftError.at(config.file, problem, "its config is damaged")
     check_tensors(folder, config)
-    check_hot_vocab(folder, config)
+    check_hot_vocab(folder, config.vocab_size)
+
+
+def _read(folder: Path) -> DraftConfig | RecurrentConfig:
+    recurrent = algorithm_of(read_json(folder / "config.json")) in RECURRENT
+    return read_recurrent_config(folder) if recurrent else read_draft_config(folder)
+
+
+def _refuse(config: DraftConfig | RecurrentConfig, target: Target) -> None:
+    """Raises DraftError where the draft belongs to another target."""
+    if problem := _Target.of(target).mismatch(config):
+        raise DraftError.at(config.file, problem, "this draft was trained for another target")
+
+
+def _check_kind(folder: Path, config: DraftConfig) -> None:
+    """What carries the name and drafts in another way would be served exactly, and drafted wrongly."""
+    served = _SERVED.get(config.algorithm)
+    if served is None:
+        return  # nobody's name: SGLang says whether it has a class for it
+    remedy = f"use SGLang's own {config.algorithm.upper()} for this one"
+    if config.architecture not in served:
+        problem = f"architectures: {config.architecture} is not one that {config.algorithm.upper()}_SGL drives"
+        raise DraftError.at(config.file, problem, remedy)
+    for name in ("projector_type", "selector_rank") if config.algorithm == "dflash" else ():
+        if value := config_field(config.file, name):
+            raise DraftError.at(config.file, f"{name} {value!r} asks for more than a backbone", remedy)
+    if config.algorithm == "dflash" and (folder / "mask_embedding.pt").is_file():
+        raise DraftError.at(folder / "mask_embedding.pt", "the mask token has an embedding of its own", remedy)
 
 
 @dataclass(frozen=True)
@@ -76,7 +127,7 @@ class _Target:
                 raise DraftError.at(where, f"{name} is missing", "is this the config.json of a language model?")
         return cls(*(text[name] for name in names))
 
-    def mismatch(self, draft: DraftConfig) -> str | None:
+    def mismatch(self, draft: DraftConfig | RecurrentConfig) -> str | None:
         """The first fact in which draft and target differ, in words."""
         for name, mine, other in (
             ("hidden_size", draft.hidden_size, self.hidden_size),
@@ -85,12 +136,11 @@ class _Target:
         ):
             if mine != other:
                 return f"{name} is {mine}, the target has {other}"
-        highest = max(draft.target_layer_ids)
+        highest = max(draft.target_layer_ids, default=0)
         last = self.num_layers - 2  # SGLang's models hand out what enters a layer, so not what leaves the last one
         if highest > last:
-            return (
-                f"target_layer_ids names layer {highest}; of this target's {self.num_layers}, 0 to {last} can be read"
-            )
+            readable = f"of this target's {self.num_layers}, 0 to {last} can be read"
+            return f"{draft.layers_field} names layer {highest}; {readable}"
         return None
 
 

@@ -27,13 +27,20 @@ from .verify_input import VerifyInput
 logger = logging.getLogger(__name__)
 
 MOST_REQUESTS = 32
-REPEATS, MANY_ROWS = 3, 32
-"""Small steps are short and noisy; one beyond so many rows is long enough to be timed once."""
+REPEATS, MANY_ROWS, LONG_S = 3, 32, 0.25
+"""Small steps are short and noisy; one beyond so many rows, or one that took so many seconds, is timed once."""
 SHORT_CONTEXT, LONG_CONTEXT = 64, 1024
 
 
 class NoHistory(History):
     """A made-up request has said nothing."""
+
+    @property
+    def key(self) -> Any:
+        return self
+
+    def __len__(self) -> int:
+        return 0
 
     def tail(self, count: int) -> list[int]:
         return []
@@ -104,22 +111,24 @@ class StepProfiler:
             yield CostPoint("verify", n, rows, total, self._seconds(rows, partial(self._verify, load, depth)))
 
     def _seconds(self, rows: int, step: Callable[[], None]) -> float:
-        if rows <= MANY_ROWS:
-            step()  # the first of its shape warms up memory and threads
-        taken = []
-        for _ in range(REPEATS if rows <= MANY_ROWS else 1):
-            self._device.synchronize()
-            start = time.perf_counter()
-            step()
-            self._device.synchronize()
-            taken.append(time.perf_counter() - start)
-        return median(taken)
+        first = self._timed(step)
+        if rows > MANY_ROWS or first > LONG_S:
+            return first
+        # The first of its shape has warmed up memory and threads.
+        return median(self._timed(step) for _ in range(REPEATS))
+
+    def _timed(self, step: Callable[[], None]) -> float:
+        self._device.synchronize()
+        start = time.perf_counter()
+        step()
+        self._device.synchronize()
+        return time.perf_counter() - start
 
     def _plain(self, load: Load) -> None:
         """A decode step, its token, and the drafter kept in step."""
         slots = load.slots[:, 0]
         batch = self._batch(ForwardMode.DECODE, load, torch.ones_like(slots), load.lens, slots, 1)
-        self._finish(self._target.forward(batch).logits_output, load.lens, slots)
+        self._finish(self._target.forward(batch).logits_output, load, load.lens, slots)
 
     def _draft(self, load: Load) -> None:
         self._drafter.propose(
@@ -145,12 +154,21 @@ class StepProfiler:
         slots = load.slots[:, : depth + 1].flatten()
         batch = self._batch(ForwardMode.TARGET_VERIFY, load, layout.pack(layout.tokens), spec.positions, slots, 0)
         batch.spec_info = spec
-        self._finish(self._target.forward(batch).logits_output, spec.positions, slots)
+        self._finish(self._target.forward(batch).logits_output, load, spec.positions, slots)
 
-    def _finish(self, output: Any, positions: Tensor, slots: Tensor) -> None:
+    def _finish(self, output: Any, load: Load, positions: Tensor, slots: Tensor) -> None:
         output.next_token_logits.argmax(-1)
-        hidden = output.hidden_states if self._drafter.uses_target_hidden else None
-        self._drafter.observe(Commit(positions, slots, hidden))
+        self._drafter.observe(
+            Commit(
+                positions=positions,
+                cache_locs=slots,
+                successors=torch.ones_like(positions),
+                hidden=output.hidden_states if self._drafter.uses_target_hidden else None,
+                req_slots=load.requests,
+                starts=[load.context] * load.count,
+                counts=[positions.shape[0] // load.count] * load.count,
+            )
+        )
 
     def _batch(
         self, mode: ForwardMode, load: Load, tokens: Tensor, positions: Tensor, slots: Tensor, own: int

@@ -21,6 +21,13 @@ class RequestHistory(History):
     def __init__(self, request: Any) -> None:
         self._request = request
 
+    @property
+    def key(self) -> Any:
+        return self._request
+
+    def __len__(self) -> int:
+        return len(self._request.origin_input_ids) + len(self._request.output_ids)
+
     def tail(self, count: int) -> list[int]:
         if count <= 0:
             return []

@@ -23,10 +23,11 @@ from torch import Tensor
 
 from dspark_sgl.kernels.layout import TreeLayout, chain_layout, tree_layout
 from dspark_sgl.kernels.walk import NO_ROW, Acceptance
-from dspark_sgl.spec_algos.protocol import Commit, Drafter, DrafterContext, Proposal, Round
+from dspark_sgl.spec_algos.protocol import Drafter, DrafterContext, Proposal, Round
 
 from .assembly import build_governor
 from .clock import PLAIN, PREFILL, ROUND, RoundClock
+from .commits import path_commit, prefill_commit, step_commit
 from .constraints import GrammarRows, constrain
 from .decode_state import DecodeState
 from .governor import Governor, Plan
@@ -133,13 +134,11 @@ class SpecWorker(BaseSpecWorker):
         """A prefill chunk: the target's own step, then the drafter learns the tokens."""
         lens = batch.seq_lens
         result = self._target_worker.forward_batch_generation(batch, capture_hidden_mode=self._capture)
-        positions = [
-            torch.arange(start, start + count)
-            for start, count in zip(batch.prefix_lens, batch.extend_lens, strict=True)
-        ]
-        self._observe(result.logits_output, torch.cat(positions).to(self.device), batch.out_cache_loc)
+        output, anchors = result.logits_output, agree(result.next_token_ids.to(torch.int64))
+        kept = output.hidden_states_token_indices
+        self._drafter.observe(prefill_commit(batch, anchors, self._take_hidden(output), kept))
         result.new_seq_lens = lens
-        result.next_draft_input = DecodeState(agree(result.next_token_ids.to(torch.int64)), lens)
+        result.next_draft_input = DecodeState(anchors, lens)
         return result
 
     def _round(self, batch: Any) -> tuple[GenerationBatchResult, str]:
@@ -166,7 +165,7 @@ class SpecWorker(BaseSpecWorker):
 
     def _plain_step(self, batch: Any, state: DecodeState) -> GenerationBatchResult:
         """Nobody speculates: SGLang's own decode step, sampler included; the drafter's context is kept in step."""
-        slots = self._slots(batch, state.lens, 1).squeeze(1)
+        slots, starts = self._slots(batch, state.lens, 1).squeeze(1), batch.seq_lens_cpu.tolist()
         batch.forward_mode = ForwardMode.DECODE
         batch.input_ids = state.anchors
         batch.out_cache_loc = slots
@@ -175,12 +174,11 @@ class SpecWorker(BaseSpecWorker):
         batch.seq_lens_sum = None
         batch.spec_info = None
         result = self._target_worker.forward_batch_generation(batch, capture_hidden_mode=self._capture)
-        self._observe(result.logits_output, state.lens, slots)
-        output = result.logits_output
+        output, anchors = result.logits_output, agree(result.next_token_ids.to(torch.int64))
+        self._drafter.observe(step_commit(batch, starts, slots, anchors, self._take_hidden(output)))
         if batch.return_logprob and output.next_token_logprobs is not None:
             # Speculative results carry a row of tokens per request; here it is one token long.
             output.next_token_logprobs = output.next_token_logprobs.view(-1, 1)
-        anchors = agree(result.next_token_ids.to(torch.int64))
         return self._result(
             output,
             anchors,
@@ -207,8 +205,8 @@ class SpecWorker(BaseSpecWorker):
                 accept(layout, output.next_token_logits, proposal, sampling, plan.method, self._generator)
             )
         with clock.phase("commit"):
-            self._commit(output, layout, accepted, state, slots, rows)
             emitted = accepted.emitted(layout)
+            self._commit(batch, output, layout, accepted, emitted, slots, rows)
             if batch.return_logprob:
                 _logprobs(batch, output, layout, accepted, emitted)
         self._learn(batch.reqs, layout, accepted.lengths.tolist())
@@ -266,17 +264,24 @@ class SpecWorker(BaseSpecWorker):
         return result.logits_output
 
     def _commit(
-        self, output: Any, layout: TreeLayout, accepted: Acceptance, state: DecodeState, slots: Tensor, rows: Tensor
+        self,
+        batch: Any,
+        output: Any,
+        layout: TreeLayout,
+        accepted: Acceptance,
+        emitted: Tensor,
+        slots: Tensor,
+        rows: Tensor,
     ) -> None:
         """Keep the accepted path: its KV moves to the front, and the drafter learns its hidden states."""
         on_path = accepted.path != NO_ROW
         row = (layout.qo_indptr[:-1, None] + accepted.path)[on_path]
-        depth = torch.arange(accepted.path.shape[1], device=row.device).expand_as(accepted.path)[on_path]
-        front = slots[:, : accepted.path.shape[1]][on_path]
+        front = slots[:, : accepted.path.shape[1]]
         if not layout.is_chain:
-            self._target.token_to_kv_pool.move_kv_cache(front, rows[row])
-        positions = state.lens.repeat_interleave(accepted.lengths) + depth
-        self._observe(output, positions, front, row)
+            self._target.token_to_kv_pool.move_kv_cache(front[on_path], rows[row])
+        hidden = self._take_hidden(output)
+        hidden = None if hidden is None else hidden[row]
+        self._drafter.observe(path_commit(batch, accepted.lengths.tolist(), front, emitted, hidden))
 
     def _learn(self, requests: Sequence[Any], layout: TreeLayout, lengths: list[int]) -> None:
         """What the round brought, for clock, requests and policy."""
@@ -287,16 +292,11 @@ class SpecWorker(BaseSpecWorker):
         if self._governor is not None:
             self._governor.learn(lengths)
 
-    def _observe(self, output: Any, positions: Tensor, slots: Tensor, row: Tensor | None = None) -> None:
+    def _take_hidden(self, output: Any) -> Tensor | None:
+        """The hidden states a forward captured for the drafter; nobody else is handed them."""
         hidden = output.hidden_states if self._drafter.uses_target_hidden else None
-        indices = getattr(output, "hidden_states_token_indices", None)
-        if indices is not None:
-            positions, slots = positions[indices], slots[indices]
-            output.hidden_states_token_indices = None
-        if hidden is not None and row is not None:
-            hidden = hidden[row]
-        self._drafter.observe(Commit(positions, slots, hidden))
-        output.hidden_states = None
+        output.hidden_states = output.hidden_states_token_indices = None
+        return hidden
 
     def _result(
         self,

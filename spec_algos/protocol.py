@@ -20,6 +20,15 @@ if TYPE_CHECKING:
 class History(ABC):
     """The tokens of one request, read only when a drafter asks."""
 
+    @property
+    @abstractmethod
+    def key(self) -> Any:
+        """The same object in every round of this request and in no other's, hashable; it dies with the request."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Tokens of prompt and output, the anchor included. Prompt and output only ever grow at the end."""
+
     @abstractmethod
     def tail(self, count: int) -> list[int]:
         """The last `count` tokens of prompt and output, the anchor last."""
@@ -58,7 +67,9 @@ class Proposal:
     parents: int64 `[bs, N]`: 0 = the anchor, `m + 1` = node `m`, -1 = no node; None = chains
     distribution, token_probs: what the tokens of a chain were drawn from and its value at each; None when they were
         chosen deterministically. Then acceptance is by match, which is exact for any choice
-    confidence: float32 `[bs, N]`, chance that a node survives given that its parent did, or None
+    confidence: float32 `[bs, N]`, chance that a node survives given that its parent did, or None. 0 where there is no
+        draft: such a node and what follows it is never verified. It may read a node's ancestors, and the node itself
+        only where tokens are chosen deterministically: a drawn token that decides about its own verification biases it
     """
 
     tokens: Tensor
@@ -70,23 +81,38 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Commit:
-    """Tokens that entered the target's KV, by prefill or by acceptance, packed over the batch.
+    """Tokens that entered the target's KV, by prefill or by acceptance, packed over the batch: a request's rows follow
+    one another, at consecutive positions.
 
     positions, cache_locs: int64 `[n]`
-    hidden: `[n, K * H]`, outputs of the target layers the drafter asked for, or None
+    successors: int64 `[n]`, the token at the position after: a prompt token, an accepted draft or the new anchor
+    hidden: `[n, K * H]`, what the drafter asked for of the target's hidden states, or None
+    req_slots: int64 `[bs]`, rows of SGLang's request-to-token table
+    starts: the first position of each request here; counts: its rows, at least 1 (both on the host)
     """
 
     positions: Tensor
     cache_locs: Tensor
+    successors: Tensor
     hidden: Tensor | None
+    req_slots: Tensor
+    starts: Sequence[int]
+    counts: Sequence[int]
 
 
 class Drafter(ABC):
     """One drafting algorithm. A subclass is registered under `algorithm`, the name given to SGLang."""
 
     algorithm: ClassVar[str]
+    default_depth: ClassVar[int] = 7
+    """How deep to draft where neither the server's settings nor the checkpoint say."""
     uses_target_hidden: ClassVar[bool] = False
-    """SGLang captures the target layers that the draft checkpoint names, and `Commit.hidden` carries them."""
+    """`Commit.hidden` carries hidden states of the target: of the layers that the draft checkpoint names."""
+    final_hidden: ClassVar[bool] = False
+    """Instead of layers by name: the final hidden states, normed, as the target's own head reads them."""
+    recurrent: ClassVar[bool] = False
+    """Its context at position i also depends on the token at i + 1. SGLang's radix cache then matches pairs of tokens,
+    so that what a hit brings along was written for the same successor."""
 
     def __init__(self, context: DrafterContext) -> None:
         self.context = context
