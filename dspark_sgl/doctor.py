@@ -180,7 +180,7 @@ def _draft(model: str | None, draft: str | None, algorithm: str) -> Finding:
 def _draft_alone(draft: str | None) -> Finding:
     if draft is not None:
         config = read_draft_config(draft)
-        return Finding("draft", "ok", f"{draft}: {config.algorithm}, block of {config.block_size}; no target to check")
+        return Finding("draft", "ok", f"{draft}: {config.algorithm}, block of {config.gamma}; no target to check")
     names = ", ".join(folder.name for folder in known_drafts())
     return Finding("draft", "ok", f"shipped or cached: {names or 'none'}; --model-path says which one fits")
 

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .rejection import DraftDistribution, draw
+from .draft_chain import ChainDraw, DraftChain
 
 
 @dataclass(frozen=True)
@@ -64,60 +64,21 @@ class SequentialHead:
         return F.linear(latent, self.w2), state
 
 
-@dataclass(frozen=True)
-class DraftChain:
-    """A drafted block.
-
-    tokens: int64 `[bs, D]`
-    distribution: what they were drawn from, or None when every request drafted greedily
-    token_probs: float32 `[bs, D]`, q of each token; 1 for a greedy request
-    """
-
-    tokens: Tensor
-    distribution: DraftDistribution | None
-    token_probs: Tensor | None
-
-
 def draft_chain(
-    head: SequentialHead,
-    base_logits: Tensor,
-    hidden: Tensor,
-    anchors: Tensor,
-    vocab: Tensor | None,
-    temperature: Tensor | None,
-    greedy: Tensor,
-    generator: torch.Generator,
+    head: SequentialHead, base_logits: Tensor, hidden: Tensor, anchors: Tensor, draw: ChainDraw
 ) -> DraftChain:
     """Sample (or take the argmax of) a block, left to right.
 
     base_logits: `[bs, D, Vq]`; hidden: `[bs, D, H]`; anchors: int64 `[bs]`
-    vocab: int64 `[Vq]`, token ids of the columns, or None for all
-    temperature: float32 `[bs]`, or None when the whole batch is greedy; greedy: bool `[bs]`
     """
-    bs, depth, columns = base_logits.shape
-    previous, state = anchors, head.initial_state(bs)
-    tokens, chosen = [], []
-    probs = None
-    if temperature is not None:
-        probs = torch.empty(bs, depth, columns, dtype=torch.float32, device=base_logits.device)
-    for k in range(depth):
+    previous, state = anchors, head.initial_state(anchors.shape[0])
+    q = draw.room(*base_logits.shape)
+    columns = []
+    for k in range(base_logits.shape[1]):
         bias, state = head.step(previous, hidden[:, k], state)
-        logits = base_logits[:, k] + bias
-        column = logits.argmax(-1)
-        if probs is not None and temperature is not None:
-            torch.softmax(logits.float() / temperature[:, None], dim=-1, out=probs[:, k])
-            column = torch.where(greedy, column, draw(probs[:, k], generator))
-        previous = column if vocab is None else vocab[column]
-        tokens.append(previous)
-        chosen.append(column)
-    stacked = torch.stack(tokens, dim=1)
-    if probs is None:
-        return DraftChain(stacked, None, None)
-    distribution = DraftDistribution(probs, vocab)
-    token_probs = distribution.of(torch.stack(chosen, dim=1)).masked_fill_(greedy[:, None], 1.0)
-    # A greedy request's residual is its one-hot target itself: nothing of q may be taken from it.
-    probs.masked_fill_(greedy[:, None, None], 0.0)
-    return DraftChain(stacked, distribution, token_probs)
+        columns.append(draw.columns(base_logits[:, k] + bias, None if q is None else q[:, k]))
+        previous = draw.tokens(columns[k])
+    return draw.chain(torch.stack(columns, dim=1), q)
 
 
 def confidence(head: SequentialHead, proj: Linear, hidden: Tensor, anchors: Tensor, tokens: Tensor) -> Tensor:

@@ -26,6 +26,14 @@ CONFIG: dict[str, Any] = {
     "confidence_head_with_markov": True,
 }
 
+_HEADS = ("markov_rank", "markov_head_type", "enable_confidence_head", "confidence_head_with_markov")
+
+# The same backbone without heads, in SGLang's layout and in DeepSpec's.
+DFLASH: dict[str, Any] = {name: value for name, value in CONFIG.items() if name not in _HEADS} | {
+    "architectures": ["DFlashDraftModel"]
+}
+DEEPSPEC_DFLASH: dict[str, Any] = CONFIG | {"markov_rank": 0, "enable_confidence_head": False}
+
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -45,6 +53,10 @@ def tensors(head: str = "vanilla") -> Shapes:
     if head == "rnn":
         shapes |= {"markov_head.joint_proj.weight": (9, 14), "markov_head.joint_proj.bias": (9,)}
     return shapes | {"confidence_head.proj.weight": (1, 11), "confidence_head.proj.bias": (1,)}
+
+
+def dflash_tensors() -> Shapes:
+    return {name: shape for name, shape in tensors().items() if not name.startswith(("markov_", "confidence_"))}
 
 
 def write_draft(folder: Path, config: dict[str, Any] | None = None, shapes: Shapes | None = None) -> Path:

@@ -5,7 +5,16 @@ import struct
 from pathlib import Path
 
 import pytest
-from draft_checkpoints import CONFIG, TARGET, tensors, write_draft, write_safetensors
+from draft_checkpoints import (
+    CONFIG,
+    DEEPSPEC_DFLASH,
+    DFLASH,
+    TARGET,
+    dflash_tensors,
+    tensors,
+    write_draft,
+    write_safetensors,
+)
 
 from dspark_sgl.drafts import DraftError, check_draft, find_draft, read_draft_config
 
@@ -109,12 +118,14 @@ def test_quantised_weights_are_left_to_sglang(tmp_path: Path):
         ({"num_target_layers": 9}, "num_target_layers is 9, the target has 6"),
         ({"markov_head_type": "gru"}, "markov_head_type must be one of vanilla, gated, rnn"),
         ({"markov_head_type": "gated"}, "tensor markov_head.gate_proj.weight is missing"),
-        ({"markov_rank": 0}, "markov_rank must be at least 1"),
+        ({"markov_rank": 0}, "a draft for dflash; start with --speculative-algorithm DFLASH_SGL"),
+        ({"markov_rank": None}, "markov_rank must be at least 1"),
         ({"markov_rank": 4}, "tensor markov_head.markov_w1.weight has shape [32, 3]"),
         ({"target_layer_ids": [1]}, "tensor fc.weight has shape [8, 16], config.json promises [8, 8]"),
         ({"num_hidden_layers": 1}, "tensor layers.1."),
         ({"num_hidden_layers": 3}, "tensor layers.2.self_attn.q_proj.weight is missing"),
         ({"architectures": ["LlamaForCausalLMEagle3"]}, "EAGLE3_SGL"),
+        ({"architectures": ["Gemma4DSparkModel"]}, "Gemma4DSparkModel is not one that DSPARK_SGL drives"),
     ],
 )
 def test_a_config_that_does_not_fit_is_refused(tmp_path: Path, change: dict, words: str):
@@ -182,3 +193,77 @@ def test_every_shipped_draft_is_whole():
         config = read_draft_config(file.parent)
         target = {name: getattr(config, name) for name in ("hidden_size", "vocab_size")}
         check_draft(file.parent, target | {"num_hidden_layers": config.num_target_layers}, config.algorithm)
+
+
+def write_dflash(folder: Path, **changes) -> Path:
+    """A DFlash draft in SGLang's layout with some fields of its config changed."""
+    return write_draft(folder, DFLASH | changes, dflash_tensors())
+
+
+@pytest.mark.parametrize(
+    ("config", "gamma"),
+    [
+        (DFLASH, 4),
+        (DFLASH | {"sample_from_anchor": False}, 4),
+        (DFLASH | {"sample_from_anchor": True}, 5),
+        ({**DFLASH, "block_size": None, "dflash_config": {"block_size": 5}}, 4),
+        (DEEPSPEC_DFLASH, 5),
+        (DEEPSPEC_DFLASH | {"sample_from_anchor": False}, 4),
+    ],
+    ids=["sglang", "sglang, said", "from the anchor", "nested", "deepspec", "deepspec from the masks"],
+)
+def test_how_many_drafts_a_dflash_block_has(tmp_path: Path, config: dict, gamma: int):
+    """Its `block_size` counts the anchor's row, which predicts a draft or does not."""
+    folder = write_draft(tmp_path / "d", config, dflash_tensors())
+    read = read_draft_config(folder)
+    assert (read.algorithm, read.gamma, read.block_size) == ("dflash", gamma, 5)
+    check_draft(folder, TARGET, "DFLASH_SGL")
+
+
+@pytest.mark.parametrize("from_anchor", [True, False])
+def test_a_dspark_block_has_block_size_drafts(tmp_path: Path, from_anchor: bool):
+    assert read_draft_config(write_draft(tmp_path / "d", CONFIG | {"sample_from_anchor": from_anchor})).gamma == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"block_size": 1}, "block_size must be a whole number of at least 2"),
+        ({"sample_from_anchor": 1}, "sample_from_anchor must be true or false"),
+        ({"num_hidden_layers": 3}, "tensor layers.2.self_attn.q_proj.weight is missing"),
+        ({"num_hidden_layers": 1}, "no place in a dflash draft of 1 layers"),
+        ({"target_layer_ids": [1]}, "tensor fc.weight has shape [8, 16], config.json promises [8, 8]"),
+        ({"architectures": ["DFlash2DraftModel"]}, "DFlash2DraftModel is not one that DFLASH_SGL drives"),
+        ({"dflash_config": {"projector_type": "domino"}}, "projector_type 'domino' asks for more than a backbone"),
+        ({"architectures": ["Qwen3DSparkModel"], "markov_rank": 3}, "a draft for dspark; start with"),
+    ],
+)
+def test_a_dflash_config_that_does_not_fit_is_refused(tmp_path: Path, change: dict, words: str):
+    assert words in refusal(write_dflash(tmp_path / "d", **change), algorithm="dflash")
+
+
+def test_a_dflash_draft_has_no_heads(tmp_path: Path):
+    folder = write_draft(tmp_path / "d", DFLASH, tensors())
+    assert "tensor markov_head.markov_w1.weight has no place in a dflash draft of 2 layers" in refusal(
+        folder, algorithm="dflash"
+    )
+    renamed = {name.replace("hidden_norm", "hiden_norm"): shape for name, shape in dflash_tensors().items()}
+    assert "tensor hidden_norm.weight is missing" in refusal(
+        write_draft(tmp_path / "d", DFLASH, renamed), algorithm="dflash"
+    )
+
+
+def test_dspark_and_dflash_drafts_are_told_apart(tmp_path: Path):
+    dflash = write_dflash(tmp_path / "dflash")
+    released = write_draft(tmp_path / "released", DEEPSPEC_DFLASH, dflash_tensors())
+    dspark = write_draft(tmp_path / "dspark")
+    for folder in (dflash, released):
+        assert "a draft for dflash; start with --speculative-algorithm DFLASH_SGL" in refusal(folder)
+    assert "a draft for dspark; start with --speculative-algorithm DSPARK_SGL" in refusal(dspark, algorithm="dflash")
+
+
+def test_a_cached_dflash_draft_is_found_by_its_algorithm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    drafts = tmp_path / "dspark_sgl" / "drafts"
+    mine, other = write_dflash(drafts / "dflash"), write_draft(drafts / "dspark")
+    assert (find_draft(TARGET, "DFLASH_SGL"), find_draft(TARGET, "DSPARK_SGL")) == (mine, other)

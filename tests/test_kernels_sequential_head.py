@@ -10,6 +10,7 @@ from scipy.stats import chisquare
 from sglang.srt.models.dspark import DSparkConfidenceHead, build_markov_head
 from torch import Tensor
 
+from dspark_sgl.kernels.draft_chain import ChainDraw
 from dspark_sgl.kernels.sequential_head import Linear, SequentialHead, confidence, draft_chain
 
 VOCAB, RANK, HIDDEN, BATCH, DEPTH = 11, 4, 8, 3, 5
@@ -50,7 +51,7 @@ def test_greedy_chain_is_the_step_by_step_argmax_over_the_hot_rows(kind: str) ->
     hidden, base = torch.randn(BATCH, DEPTH, HIDDEN), torch.randn(BATCH, DEPTH, len(hot))
     anchors = torch.randint(VOCAB, (BATCH,))
     greedy = torch.ones(BATCH, dtype=torch.bool)
-    chain = draft_chain(ours, base, hidden, anchors, hot, None, greedy, torch.Generator())
+    chain = draft_chain(ours, base, hidden, anchors, ChainDraw(hot, None, greedy, torch.Generator()))
     previous, state = anchors, module.init_state(hidden)
     for k in range(DEPTH):
         bias, state = module.step_bias(previous, hidden_states=hidden[:, k], state=state)
@@ -69,10 +70,12 @@ def test_sampled_tokens_have_the_distribution_that_is_reported() -> None:
         base,
         hidden,
         torch.zeros(samples, dtype=torch.int64),
-        None,
-        torch.full((samples,), 0.7),
-        torch.zeros(samples, dtype=torch.bool),
-        torch.Generator().manual_seed(0),
+        ChainDraw(
+            None,
+            torch.full((samples,), 0.7),
+            torch.zeros(samples, dtype=torch.bool),
+            torch.Generator().manual_seed(0),
+        ),
     )
     assert chain.distribution is not None and chain.token_probs is not None
     first = torch.bincount(chain.tokens[:, 0], minlength=VOCAB)
@@ -97,10 +100,7 @@ def test_a_greedy_request_in_a_sampled_batch_leaves_nothing_to_subtract() -> Non
         torch.randn(BATCH, DEPTH, VOCAB),
         torch.zeros(BATCH, DEPTH, HIDDEN),
         torch.zeros(BATCH, dtype=torch.int64),
-        None,
-        torch.ones(BATCH),
-        greedy,
-        torch.Generator().manual_seed(0),
+        ChainDraw(None, torch.ones(BATCH), greedy, torch.Generator().manual_seed(0)),
     )
     assert chain.distribution is not None and chain.token_probs is not None
     assert chain.distribution.probs[0].abs().sum() == 0 and bool((chain.token_probs[0] == 1).all())
