@@ -166,8 +166,10 @@ class Governor:
         else:
             said = self._calibration if self._policy.calibration.method == "sts" else self._as_it_comes
             ride.confidence, ride.survival = confidence, said.apply(confidence)
-        kept = ride.scheduler.select(ride.batch, ride.survival).sum(1)
-        ride.offered = np.minimum(kept, ride.drafted).tolist()
+        kept = np.minimum(ride.scheduler.select(ride.batch, ride.survival).sum(1), ride.drafted)
+        if confidence is not None:
+            kept = np.minimum(kept, (confidence > 0).cumprod(1).sum(1))  # where a chain ends, no schedule goes on
+        ride.offered = kept.tolist()
         self._decision["verified"] = sum(ride.offered)
         return ride.offered
 

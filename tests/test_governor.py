@@ -1,0 +1,45 @@
+"""The governor with its real parts and no server: where a drafter has nothing to say, no policy verifies it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dspark_sgl.governor import Governor
+from dspark_sgl.load import LoadMeter
+from dspark_sgl.policies.calibration import Calibration
+from dspark_sgl.policies.cost import CostModel
+from dspark_sgl.policies.hardware import HardwareSampler
+from dspark_sgl.policies.signals import RequestSignals
+from dspark_sgl.policy_watch import PolicyWatch
+from dspark_sgl.request_view import RequestLoad
+
+BLOCK = 4
+
+
+def requests(count: int) -> list[RequestLoad]:
+    signals = RequestSignals(tier="default", context_len=100, output_len=10, accept_length=math.nan, temperature=0.0)
+    return [RequestLoad(signals, None, str(i)) for i in range(count)]
+
+
+@pytest.mark.parametrize(
+    "schedule", ["{kind: fixed, depth: 4}", "{kind: threshold, confidence: 0.01}", "{kind: throughput}"]
+)
+def test_a_confidence_of_zero_is_the_end_of_a_chain(tmp_path: Path, schedule: str) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(f"version: 1\nschedule: {schedule}\ndepth: {{min: 2}}\n")
+    calibration = Calibration()
+    watch, cost = PolicyWatch(str(policy)), CostModel.from_points([])
+    governor = Governor(watch, BLOCK, cost, calibration, LoadMeter(HardwareSampler()), None, None)
+    watch.close()
+    plan = governor.plan(requests(4))
+    assert min(plan.depths) >= 2
+    confidence = np.array([[0.9, 0.9, 0.9, 0.9], [0.9, 0.0, 0.9, 0.9], [0.0] * 4, [0.9, math.nan, 0.9, 0.9]])
+    offered = governor.select(confidence[:, : max(plan.depths)])
+    assert offered == [plan.depths[0], 1, 0, 1]
+    before = calibration.expected(1, BLOCK)[0, 0]
+    governor.learn([offered[0] + 1, 2, 1, 2])
+    assert calibration.expected(1, BLOCK)[0, 0] > before, "a draft that was not there has not been rejected"
