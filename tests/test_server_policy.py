@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import SHARED
 
 from dspark_sgl.server import Server
+
+from .conftest import edit, seconds_until
 
 pytestmark = pytest.mark.server
 
@@ -21,17 +22,12 @@ BROKEN = "version: 1\nname: edited\nschedule: {kind: fixed, depht: 4}\n"
 
 
 @pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("policy") / "edited.yaml"
-    file.write_text(FIXED.format(depth=5))
-    return file
-
-
-@pytest.fixture(scope="module")
-def server(target: Path, policy: Path) -> Iterator[Server]:
-    arguments = ["--model-path", str(target), "--speculative-algorithm", "DSPARK_SGL", "--dspark-policy", str(policy)]
-    with Server([*arguments, *SHARED]) as running:
-        yield running
+def server(spec_server: Server, policy: Path) -> Iterator[Server]:
+    """The shared server under a policy of ours, for as long as this file's tests run."""
+    before = policy.read_text()
+    edit(spec_server, policy, FIXED.format(depth=5))
+    yield spec_server
+    edit(spec_server, policy, before)
 
 
 @pytest.fixture
@@ -64,14 +60,6 @@ def metric(server: Server, series: str, **labels: str) -> float:
         if found and all(f'{key}="{value}"' in found[1] for key, value in labels.items()):
             return float(found[2])
     return 0.0
-
-
-def seconds_until(condition: Callable[[], bool], limit: float = 20) -> float:
-    start = time.monotonic()
-    while not condition():
-        assert time.monotonic() - start < limit, f"not so after {limit} s"
-        time.sleep(0.02)
-    return time.monotonic() - start
 
 
 def test_a_saved_policy_is_in_force_within_a_second(server: Server, policy: Path, load: list[str]):

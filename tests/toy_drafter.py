@@ -29,9 +29,10 @@ class RepeatDrafter(Drafter):
 
 
 class BranchingDrafter(RepeatDrafter):
-    """The same as a tree: a wrong branch first, so that an accepted path has to be compacted."""
+    """The same, in every other round as a tree: a wrong branch first, so that an accepted path has to be compacted."""
 
     algorithm: ClassVar[str] = "BRANCH_SGL"
+    _as_tree = False
 
     @property
     def max_nodes(self) -> int:
@@ -39,6 +40,9 @@ class BranchingDrafter(RepeatDrafter):
 
     def propose(self, round: Round) -> Proposal:
         chain = super().propose(round).tokens
+        self._as_tree = not self._as_tree
+        if not self._as_tree:
+            return Proposal(chain)
         wrong = torch.full_like(chain[:, :1], 7)
         parents = torch.tensor([0, 0, 2, 3, 4], device=chain.device).expand(len(chain), -1)
         return Proposal(torch.cat([wrong, chain], dim=1), parents)

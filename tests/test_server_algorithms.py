@@ -1,0 +1,281 @@
+"""Every drafting algorithm is exact, by the same tests on a real server: ours, and one of another package.
+
+A target of twelve tokens whose every distribution is known, in float32. Greedy: token for token what transformers
+computes from the whole text each time, eight requests at once, prompts prefilled in chunks over a shared prefix.
+Sampling: chi-square of the first three tokens over 50,000 samples. The same statistic rejects a target that is off by
+five percent in temperature, so it has the power to see a bias. That drafts were offered and accepted is counted.
+
+A scheduler of so small a model keeps one core busy. So two algorithms are tried at once, each on a server of its own,
+and the tests judge what the trials brought.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from dspark_sgl.server import Server
+
+from . import tiny_drafts, tiny_models
+from .conftest import edit
+from .three_tokens import Text, exact, p_value
+
+pytestmark = [pytest.mark.server, pytest.mark.timeout(1200)]
+
+AT_ONCE = 2
+SAMPLES, PER_REQUEST = 50_000, 250
+DEPTHS, WRITTEN = (1, 3, tiny_models.GAMMA), 64
+SETTINGS = ((1.0, 1.0), (0.7, 0.9))
+"""Temperature and top-p."""
+ASKED = [token for other in range(tiny_models.VOCAB) for token in (7, other)] + [7]
+"""Whatever token comes next, it has followed a 7 before, and often a 7 comes after it: a drafter that looks back finds
+something, and is sometimes right."""
+
+METHODS = {
+    "rejection": "schedule: {kind: fixed, depth: 4}\naccept: {method: rejection}\n",
+    "match": "schedule: {kind: fixed, depth: 4}\naccept: {method: match}\n",
+    # How deep depends on the confidence of what was drafted: the case that a careless scheduler gets wrong.
+    "by confidence": "schedule: {kind: threshold, confidence: 0.25}\naccept: {method: rejection}\n",
+}
+DRAWN, CHOSEN = ("rejection", "match"), ("match",)
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """methods: how its drafts may be accepted; write: makes its draft checkpoint in a folder"""
+
+    name: str
+    methods: tuple[str, ...]
+    write: Callable[[Path], None] | None = None
+
+
+ALGORITHMS = (
+    Algorithm("DSPARK_SGL", (*DRAWN, "by confidence"), tiny_models.write_draft),
+    Algorithm("DFLASH_SGL", DRAWN, tiny_drafts.write_dflash),
+    Algorithm("EAGLE3_SGL", DRAWN, tiny_drafts.write_eagle3),
+    Algorithm("MTP_SGL", DRAWN, tiny_drafts.write_mtp),
+    Algorithm("NGRAM_SGL", CHOSEN),
+    Algorithm("BRANCH_SGL", CHOSEN),  # another package's, chains and trees
+)
+every_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS, ids=[a.name for a in ALGORITHMS])
+every_sampling = pytest.mark.parametrize(
+    ("algorithm", "method", "setting"),
+    [(a, method, setting) for a in ALGORITHMS for method in a.methods for setting in SETTINGS],
+    ids=[f"{a.name}-{method}-{setting[0]}" for a in ALGORITHMS for method in a.methods for setting in SETTINGS],
+)
+
+
+# -- Trials: what one server of an algorithm answered ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Drafts:
+    """How many were verified and how many of them accepted."""
+
+    verified: int
+    accepted: int
+
+    @classmethod
+    def of(cls, server: Server) -> Drafts:
+        """Since the server's start."""
+        counts = server.report()["counts"]
+        return cls(counts.get("drafted", 0), counts.get("emitted", 0) - counts.get("request_rounds", 0))
+
+    def __sub__(self, before: Drafts) -> Drafts:
+        return Drafts(self.verified - before.verified, self.accepted - before.accepted)
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """texts: of every example, first with an empty radix cache, then with one that holds the prompts"""
+
+    texts: list[list[list[int]]]
+    cached: list[int]
+    rounds: list[int]
+    drafts: Drafts
+
+
+@dataclass(frozen=True)
+class Sampled:
+    counts: Counter[Text]
+    drafts: Drafts
+
+
+@dataclass(frozen=True)
+class Trial:
+    """By depth, and by method and setting."""
+
+    greedy: dict[int, Greedy]
+    sampled: dict[tuple[str, tuple[float, float]], Sampled]
+
+
+def run_trial(algorithm: Algorithm, prompts: Sequence[list[int]], folder: Path) -> Trial:
+    policy = folder / f"{algorithm.name}.yaml"
+    policy.write_text(policy_text(algorithm.methods[0]))
+    draft = [] if algorithm.write is None else ["--speculative-draft-model-path", str(folder / algorithm.name)]
+    arguments = [
+        *("--model-path", str(folder / "target"), *draft, "--speculative-algorithm", algorithm.name),
+        *("--speculative-num-steps", str(tiny_models.GAMMA), "--dspark-policy", str(policy)),
+        *("--dtype", "float32", "--skip-tokenizer-init", "--skip-server-warmup", "--chunked-prefill-size", "64"),
+        *("--max-total-tokens", "8192", "--max-running-requests", str(PER_REQUEST)),
+    ]
+    with Server(arguments, {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}) as server:
+        greedy = {depth: run_greedy(server, prompts, depth) for depth in DEPTHS}
+        sampled = {}
+        for method in algorithm.methods:
+            edit(server, policy, policy_text(method))
+            sampled |= {(method, setting): run_sampling(server, *setting) for setting in SETTINGS}
+    return Trial(greedy, sampled)
+
+
+def policy_text(method: str) -> str:
+    return f"version: 1\n{METHODS[method]}"
+
+
+def run_greedy(server: Server, prompts: Sequence[list[int]], depth: int) -> Greedy:
+    limit = {"custom_params": {"dspark": {"max_depth": depth}}}
+    sampling = {"temperature": 0, "max_new_tokens": WRITTEN, "ignore_eos": True, **limit}
+
+    def ask(prompt: list[int]) -> dict:
+        return server.post("/generate", {"input_ids": prompt, "sampling_params": sampling})
+
+    before = Drafts.of(server)
+    server.flush()
+    with ThreadPoolExecutor(8) as pool:
+        fresh, again = list(pool.map(ask, prompts)), list(pool.map(ask, prompts))
+    return Greedy(
+        texts=[[answer["output_ids"] for answer in answers] for answers in (fresh, again)],
+        cached=[answer["meta_info"]["cached_tokens"] for answer in again],
+        rounds=[answer["meta_info"]["spec_verify_ct"] for answer in again],
+        drafts=Drafts.of(server) - before,
+    )
+
+
+def run_sampling(server: Server, temperature: float, top_p: float) -> Sampled:
+    """Every other request drafts one token only: its third token is then the one after the last accepted draft."""
+    sampling = {"n": PER_REQUEST, "temperature": temperature, "top_p": top_p, "max_new_tokens": 3, "ignore_eos": True}
+
+    def ask(index: int) -> list[Text]:
+        limit = {"custom_params": {"dspark": {"max_depth": 1 + index % 2}}}
+        answers = server.post("/generate", {"input_ids": ASKED, "sampling_params": sampling | limit})
+        return [tuple(answer["output_ids"]) for answer in answers]
+
+    before = Drafts.of(server)
+    with ThreadPoolExecutor(2) as pool:
+        counts = Counter(text for texts in pool.map(ask, range(SAMPLES // PER_REQUEST)) for text in texts)
+    return Sampled(counts, Drafts.of(server) - before)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The target, every draft, and what looks like an installed package with a drafter."""
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_models.write_target(folder / "target")
+    for algorithm in ALGORITHMS:
+        if algorithm.write is not None:
+            algorithm.write(folder / algorithm.name)
+    shutil.copy(Path(__file__).parent / "toy_drafter.py", folder)
+    info = folder / "toy_drafter-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-drafter\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[dspark_sgl.spec_algos]\nbranch = toy_drafter:BranchingDrafter\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trials(
+    request: pytest.FixtureRequest, folder: Path, examples: list[Example]
+) -> Iterator[dict[Algorithm, Future[Trial]]]:
+    """Under way for every algorithm of a selected test."""
+    chosen = {item.callspec.params.get("algorithm") for item in request.session.items if hasattr(item, "callspec")}
+    prompts = [example.prompt for example in examples]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        yield {a: pool.submit(run_trial, a, prompts, folder) for a in ALGORITHMS if a in chosen}
+        pool.shutdown(cancel_futures=True)
+
+
+# -- Greedy ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Example:
+    prompt: list[int]
+    wanted: list[int]
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> LlamaForCausalLM:
+    return LlamaForCausalLM.from_pretrained(folder / "target").float().eval()
+
+
+@pytest.fixture(scope="module")
+def examples(model: LlamaForCausalLM) -> list[Example]:
+    """Eight prompts, each more than one chunk, half of them with the same beginning, and their greedy texts; the
+    first is the one of many whose text repeats itself most."""
+    g = torch.Generator().manual_seed(0)
+    prompts = torch.randint(1, tiny_models.VOCAB, (32, 100), generator=g)
+    prompts[1:5, :70] = prompts[1, :70]
+    texts = greedy_texts(model, prompts)
+    news = [len(set(pairwise(text))) for text in texts.tolist()]
+    chosen = [min(range(len(news)), key=news.__getitem__), *range(1, 8)]
+    return [Example(prompts[i].tolist(), texts[i].tolist()) for i in chosen]
+
+
+@torch.no_grad()
+def greedy_texts(model: LlamaForCausalLM, prompts: torch.Tensor) -> torch.Tensor:
+    """int64 `[n, WRITTEN]`: the likeliest token after token, each from the whole text anew."""
+    texts = prompts
+    for _ in range(WRITTEN):
+        texts = torch.cat([texts, model(texts).logits[:, -1].argmax(-1, keepdim=True)], dim=1)
+    return texts[:, prompts.shape[1] :]
+
+
+@every_algorithm
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_greedy_tokens_are_the_targets(
+    algorithm: Algorithm, depth: int, trials: dict[Algorithm, Future[Trial]], examples: list[Example]
+) -> None:
+    found = trials[algorithm].result().greedy[depth]
+    for texts in found.texts:
+        assert texts == [example.wanted for example in examples]
+    assert min(found.cached) >= 64
+    print(f"\n{algorithm.name}, depth {depth}: {found.drafts}")
+    assert found.drafts.verified > found.drafts.accepted > 20
+
+
+@pytest.mark.parametrize("algorithm", [a for a in ALGORITHMS if a.write is None], ids=lambda a: a.name)
+def test_a_text_that_repeats_itself_is_drafted_well(
+    algorithm: Algorithm, trials: dict[Algorithm, Future[Trial]]
+) -> None:
+    """By those that look back; random weights see no repetition."""
+    rounds = trials[algorithm].result().greedy[tiny_models.GAMMA].rounds[0]
+    assert (WRITTEN - 1) / rounds > 1.5
+
+
+# -- Sampling ----------------------------------------------------------------------------------------------------------
+
+
+@every_sampling
+def test_samples_are_the_targets(
+    algorithm: Algorithm,
+    method: str,
+    setting: tuple[float, float],
+    trials: dict[Algorithm, Future[Trial]],
+    model: LlamaForCausalLM,
+) -> None:
+    found = trials[algorithm].result().sampled[method, setting]
+    temperature, top_p = setting
+    print(f"\n{algorithm.name}, {method}, temperature {temperature}: {found.drafts}")
+    assert sum(found.counts.values()) == SAMPLES
+    assert p_value(found.counts, exact(model, ASKED, temperature, top_p)) > 1e-4
+    assert p_value(found.counts, exact(model, ASKED, temperature * 1.05, top_p)) < 1e-6
+    assert found.drafts.verified > found.drafts.accepted > SAMPLES / 500
