@@ -31,7 +31,7 @@ from .recorder import RecordedRound, read_record
 from .server import Server, ServerError
 from .settings import RECORD_VARIABLE, record_file
 
-AT_ONCE = 8
+AT_ONCE = 16
 """Requests in flight. What a round accepts does not depend on it."""
 FULL_BLOCK = "{version: 1, name: full-block, schedule: {kind: fixed, depth: 64}, calibration: {method: none}}\n"
 """Every draft of every block is offered, since a depth is cut to the drafter's block; confidence decides nothing."""
