@@ -32,7 +32,28 @@ class DraftError(ValueError):
 
 
 @dataclass(frozen=True)
-class DraftConfig:
+class DraftSizes:
+    """What the tensors of any draft's layers follow from."""
+
+    num_layers: int
+    hidden_size: int
+    vocab_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+
+    @property
+    def queries(self) -> int:
+        return self.num_heads * self.head_dim
+
+    @property
+    def keys(self) -> int:
+        return self.num_kv_heads * self.head_dim
+
+
+@dataclass(frozen=True)
+class DraftConfig(DraftSizes):
     """What serving needs to know of a draft of a block drafter.
 
     block_size: as the file says; rows of the block, which `gamma` turns into drafts
@@ -47,13 +68,6 @@ class DraftConfig:
     mask_token_id: int
     target_layer_ids: tuple[int, ...]
     num_target_layers: int | None  # None where the publisher does not say
-    num_layers: int
-    hidden_size: int
-    vocab_size: int
-    intermediate_size: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
     attention_bias: bool
     markov_rank: int  # 0: no sequential head (DFlash)
     markov_head_type: str

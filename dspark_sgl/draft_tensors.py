@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from .draft_config import DraftConfig, DraftError, read_json
+from .draft_config import DraftConfig, DraftError, DraftSizes, read_json
 
 Shape = tuple[int, ...]
 Tensors = dict[str, tuple[Path, Shape]]
@@ -33,7 +33,7 @@ def expected_tensors(config: DraftConfig) -> dict[str, Shape]:
         "norm.weight": (hidden,),
     }
     for layer in range(config.num_layers):
-        shapes |= {f"layers.{layer}.{name}": shape for name, shape in _layer_tensors(config)}
+        shapes |= _block_layer(config, f"layers.{layer}.")
     if rank:
         shapes |= {
             "markov_head.markov_w1.weight": (vocab, rank),
@@ -148,22 +148,29 @@ def read_header(file: Path) -> dict[str, Shape]:
     return shapes
 
 
-def _layer_tensors(config: DraftConfig) -> Iterator[tuple[str, Shape]]:
-    hidden, middle, head = config.hidden_size, config.intermediate_size, config.head_dim
-    queries, keys = config.num_heads * head, config.num_kv_heads * head
+def layer_tensors(sizes: DraftSizes, at: str, attention_in: int) -> Iterator[tuple[str, Shape]]:
+    """A decoder layer's weights under the prefix `at`, without biases; q, k and v read `attention_in` values."""
+    hidden, middle = sizes.hidden_size, sizes.intermediate_size
     for name, rows, columns in (
-        ("q_proj", queries, hidden),
-        ("k_proj", keys, hidden),
-        ("v_proj", keys, hidden),
-        ("o_proj", hidden, queries),
+        ("self_attn.q_proj", sizes.queries, attention_in),
+        ("self_attn.k_proj", sizes.keys, attention_in),
+        ("self_attn.v_proj", sizes.keys, attention_in),
+        ("self_attn.o_proj", hidden, sizes.queries),
+        ("mlp.gate_proj", middle, hidden),
+        ("mlp.up_proj", middle, hidden),
+        ("mlp.down_proj", hidden, middle),
     ):
-        yield f"self_attn.{name}.weight", (rows, columns)
-        if config.attention_bias:
-            yield f"self_attn.{name}.bias", (rows,)
-    yield from (("self_attn.q_norm.weight", (head,)), ("self_attn.k_norm.weight", (head,)))
-    yield from (("mlp.gate_proj.weight", (middle, hidden)), ("mlp.up_proj.weight", (middle, hidden)))
-    yield "mlp.down_proj.weight", (hidden, middle)
-    yield from (("input_layernorm.weight", (hidden,)), ("post_attention_layernorm.weight", (hidden,)))
+        yield f"{at}{name}.weight", (rows, columns)
+    yield from ((f"{at}{name}_layernorm.weight", (hidden,)) for name in ("input", "post_attention"))
+
+
+def _block_layer(config: DraftConfig, at: str) -> Iterator[tuple[str, Shape]]:
+    """What a block draft's layer has."""
+    yield from layer_tensors(config, at, config.hidden_size)
+    yield from ((f"{at}self_attn.{name}_norm.weight", (config.head_dim,)) for name in ("q", "k"))
+    if config.attention_bias:
+        for name, rows in (("q", config.queries), ("k", config.keys), ("v", config.keys), ("o", config.hidden_size)):
+            yield f"{at}self_attn.{name}_proj.bias", (rows,)
 
 
 def _linear(name: str, rows: int, columns: int) -> dict[str, Shape]:

@@ -12,8 +12,8 @@ from typing import ClassVar
 
 from safetensors import safe_open
 
-from .draft_config import ConfigFields, DraftError, algorithm_of, read_json
-from .draft_tensors import Shape, check_hot_vocab, compare_tensors, read_tensors
+from .draft_config import ConfigFields, DraftError, DraftSizes, algorithm_of, read_json
+from .draft_tensors import Shape, check_hot_vocab, compare_tensors, layer_tensors, read_tensors
 
 RECURRENT = ("eagle3", "mtp")
 """The algorithms whose drafts are read here."""
@@ -29,7 +29,7 @@ _NOT_THE_DRAFTS = {
 
 
 @dataclass(frozen=True)
-class RecurrentConfig:
+class RecurrentConfig(DraftSizes):
     """What serving needs to know of an Eagle3 or MTP draft.
 
     draft_vocab_size: columns of a head of the draft's own; None when it uses the target's
@@ -42,13 +42,6 @@ class RecurrentConfig:
     architecture: str
     target_layer_ids: tuple[int, ...]
     draft_vocab_size: int | None
-    num_layers: int
-    hidden_size: int
-    vocab_size: int
-    intermediate_size: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
     plain: bool
     num_target_layers: None = None
     layers_field: ClassVar[str] = f"eagle_config.{_EAGLE3_LAYERS}"
@@ -135,7 +128,7 @@ def _eagle3_tensors(config: RecurrentConfig) -> Iterator[tuple[str, Shape]]:
     yield "norm.weight", (hidden,)
     for layer in range(config.num_layers):
         # The first layer reads the token's embedding beside the hidden state.
-        yield from _layer(config, f"layers.{layer}.", 2 * hidden if layer == 0 else hidden)
+        yield from layer_tensors(config, f"layers.{layer}.", 2 * hidden if layer == 0 else hidden)
         yield f"layers.{layer}.hidden_norm.weight", (hidden,)
     if config.draft_vocab_size is not None:
         yield "lm_head.weight", (config.draft_vocab_size, hidden)
@@ -147,28 +140,9 @@ def _mtp_tensors(config: RecurrentConfig) -> Iterator[tuple[str, Shape]]:
     yield f"{_MODULE}input_proj.weight", (hidden, 2 * hidden)
     for norm in ("token", "hidden", "final"):
         yield f"{_MODULE}{norm}_layernorm.weight", (hidden,)
-    yield from _layer(config, _MODULE, hidden)
-    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    yield from (
-        (f"{_MODULE}self_attn.{name}_proj.bias", (n,)) for name, n in (("q", queries), ("k", keys), ("v", keys))
-    )
-
-
-def _layer(config: RecurrentConfig, at: str, attention_in: int) -> Iterator[tuple[str, Shape]]:
-    """A decoder layer's weights under the prefix `at`, without biases."""
-    hidden, middle = config.hidden_size, config.intermediate_size
-    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    for name, rows, columns in (
-        ("self_attn.q_proj", queries, attention_in),
-        ("self_attn.k_proj", keys, attention_in),
-        ("self_attn.v_proj", keys, attention_in),
-        ("self_attn.o_proj", hidden, queries),
-        ("mlp.gate_proj", middle, hidden),
-        ("mlp.up_proj", middle, hidden),
-        ("mlp.down_proj", hidden, middle),
-    ):
-        yield f"{at}{name}.weight", (rows, columns)
-    yield from ((f"{at}{name}_layernorm.weight", (hidden,)) for name in ("input", "post_attention"))
+    yield from layer_tensors(config, _MODULE, hidden)
+    for name, rows in (("q", config.queries), ("k", config.keys), ("v", config.keys)):
+        yield f"{_MODULE}self_attn.{name}_proj.bias", (rows,)
 
 
 def _check_draft_vocab(file: Path, vocab_size: int) -> None:

@@ -205,11 +205,11 @@ class SpecWorker(BaseSpecWorker):
                 accept(layout, output.next_token_logits, proposal, sampling, plan.method, self._generator)
             )
         with clock.phase("commit"):
-            emitted = accepted.emitted(layout)
-            self._commit(batch, output, layout, accepted, emitted, slots, rows)
+            emitted, lengths = accepted.emitted(layout), accepted.lengths.tolist()
+            self._commit(batch, output, layout, accepted, emitted, lengths, slots, rows)
             if batch.return_logprob:
                 _logprobs(batch, output, layout, accepted, emitted)
-        self._learn(batch.reqs, layout, accepted.lengths.tolist())
+        self._learn(batch.reqs, layout, lengths)
         return self._result(
             output,
             emitted.flatten(),
@@ -270,6 +270,7 @@ class SpecWorker(BaseSpecWorker):
         layout: TreeLayout,
         accepted: Acceptance,
         emitted: Tensor,
+        lengths: list[int],
         slots: Tensor,
         rows: Tensor,
     ) -> None:
@@ -281,7 +282,7 @@ class SpecWorker(BaseSpecWorker):
             self._target.token_to_kv_pool.move_kv_cache(front[on_path], rows[row])
         hidden = self._take_hidden(output)
         hidden = None if hidden is None else hidden[row]
-        self._drafter.observe(path_commit(batch, accepted.lengths.tolist(), front, emitted, hidden))
+        self._drafter.observe(path_commit(batch, lengths, front, emitted, hidden))
 
     def _learn(self, requests: Sequence[Any], layout: TreeLayout, lengths: list[int]) -> None:
         """What the round brought, for clock, requests and policy."""

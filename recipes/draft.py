@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -94,9 +93,8 @@ class Draft(nn.Module):
         """Write the checkpoint; each file appears whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
         staged = {name: folder / f".{name}.part" for name in ("model.safetensors", "config.json", "hot_vocab.json")}
-        whole = {"d2t": torch.int64, "t2d": torch.bool}
         tensors = {
-            name: tensor.detach().to("cpu", whole.get(name, torch.bfloat16)).contiguous()
+            name: tensor.detach().to("cpu", torch.bfloat16 if tensor.is_floating_point() else tensor.dtype).contiguous()
             for name, tensor in self.checkpoint(head).items()
         }
         save_file(tensors, staged["model.safetensors"], metadata={"format": "pt"})
@@ -123,13 +121,3 @@ def scaled_identity(fc: nn.Linear, scale: Tensor, hidden: int) -> None:
     fc.weight.mul_(0.3)
     last = slice(-hidden, None)
     fc.weight[:, last] += torch.diag(1 / scale[last]) / (1 / scale[last]).std()
-
-
-def fold(fc: nn.Linear, scale: Tensor) -> Tensor:
-    """The projection's weight with the feature scale of training in it."""
-    return fc.weight * scale
-
-
-def numbered(modules: nn.ModuleList) -> Iterator[tuple[str, nn.Module]]:
-    """Layers by the names of a checkpoint."""
-    return ((f"layers.{i}", module) for i, module in enumerate(modules))
