@@ -5,6 +5,7 @@ A mistake of the user's is one line on stderr and exit code 1; a traceback means
 
 import argparse
 import os
+import signal
 import sys
 
 from . import __version__, bench_command, calibrate_command, completion_command, doctor, policy_command, profile_command
@@ -35,6 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
+    # Asked to end, a command unwinds as after a Ctrl-C, so that the server it has started ends with it.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         code: int = options.run(options)
         sys.stdout.flush()

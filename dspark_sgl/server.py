@@ -17,6 +17,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -60,17 +61,10 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Server:
-        with self.log_file.open("wb") as log:
-            self._process = subprocess.Popen(
-                self._command,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=self._environment,
-                start_new_session=True,
-                # SGLang starts from any folder; this one must not put the checkout's folders on its path.
-                cwd=tempfile.gettempdir(),
-            )
         try:
+            # A Ctrl-C interrupts the main thread; between the fork and the assignment it would leave a server behind.
+            with ThreadPoolExecutor(1) as starter:
+                starter.submit(self._start).result()
             self._wait_until_ready()
         except BaseException:
             self.stop()
@@ -161,6 +155,18 @@ class Server:
         """Our own section of `/server_info`."""
         state = self.get("/server_info")["internal_states"][0]
         return dict(state.get("dspark", {}))
+
+    def _start(self) -> None:
+        with self.log_file.open("wb") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._environment,
+                start_new_session=True,
+                # SGLang starts from any folder; this one must not put the checkout's folders on its path.
+                cwd=tempfile.gettempdir(),
+            )
 
     def _wait_until_ready(self) -> None:
         assert self._process is not None

@@ -89,7 +89,8 @@ def test_both_commands_end_to_end(
     assert (Calibration.from_json(sts).temperatures > 0).all()
 
 
-def test_a_ctrl_c_stops_the_server_too(target: Path):
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_command_told_to_end_ends_its_server(target: Path, sent: signal.Signals, code: int):
     command = [
         sys.executable,
         "-m",
@@ -106,7 +107,7 @@ def test_a_ctrl_c_stops_the_server_too(target: Path):
     end = time.monotonic() + 60
     while not (started := psutil.Process(running.pid).children(recursive=True)):
         assert time.monotonic() < end
-        time.sleep(0.1)
-    running.send_signal(signal.SIGINT)
-    assert running.wait(60) == 130
+        time.sleep(0.001)  # soon: the server must be known to the command from its first moment
+    running.send_signal(sent)
+    assert running.wait(60) == code
     assert psutil.wait_procs(started, timeout=10)[1] == []
