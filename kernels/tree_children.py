@@ -1,0 +1,153 @@
+"""Picking the children of a tree's nodes: the likeliest, or drawn at random without replacement.
+
+Chosen, a child's chance of surviving its parent is q itself: on real text it is right to a few percent at every level,
+for first children and for their siblings, and no mixture with the confidence head orders nodes better.
+
+Drawn, so that rejection sampling can follow the tree (`tree_rejection.py`):
+
+    x_1 ~ q,   x_i ~ q_i = q without x_1 .. x_{i-1}, normalised
+
+Whether the i-th draw is offered must be settled before it is made. So its chance does not read what was drawn: it is
+what a draw promises, for the first one the drafter's confidence c in its distribution after this node, for the others a
+share of what the first one leaves, never more than the draw before,
+
+    gain_1 = c,   gain_i = min(gain_{i-1}, (1 - c) REST / i)
+
+A greedy request in a batch that draws has its children chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+REST = 0.28
+"""Measured: of what one draw leaves to be rejected, the second accepts 0.15, the third 0.08, the fourth 0.06."""
+CACHED = 1 << 19
+"""Logits worked on at once on a CPU. Beyond what its cache holds a row costs several times as much."""
+BLOCK = 128
+"""Columns whose maximum is taken first. Selecting costs more than reading, so it is done on maxima."""
+
+
+@dataclass(frozen=True)
+class TreeDraw:
+    """How the nodes of a batch's trees are drawn.
+
+    temperature: float32 `[bs]`; greedy: bool `[bs]`, requests whose nodes are chosen; generator: of all randomness
+    """
+
+    temperature: Tensor
+    greedy: Tensor
+    generator: torch.Generator
+
+
+@dataclass(frozen=True)
+class NodeDistributions:
+    """What the children of each expanded node were drawn from.
+
+    probs: float32 `[bs, E, Vq]`; all zero for a request whose nodes were chosen
+    vocab: int64 `[Vq]`, token ids of the columns, None for the target's whole vocabulary
+    place: int64 `[bs, N + 1]`, each node's place among the expanded ones (0: the anchor's, m + 1: node m's), -1 for a
+        node that was not expanded
+    """
+
+    probs: Tensor
+    vocab: Tensor | None
+    place: Tensor
+
+
+@dataclass(frozen=True)
+class Picked:
+    """columns: int64 `[.., B]`; chance: float32 `[.., B]`, falling; q: float32 `[.., Vq]` where they were drawn"""
+
+    columns: Tensor
+    chance: Tensor
+    q: Tensor | None
+
+    def view(self, bs: int, count: int) -> Picked:
+        q = None if self.q is None else self.q.view(bs, count, -1)
+        return Picked(self.columns.view(bs, count, -1), self.chance.view(bs, count, -1), q)
+
+    def repeated(self, count: int) -> Picked:
+        """`[bs, count, B]` of chosen children `[bs, B]`."""
+        columns, chance = (t[:, None].expand(-1, count, -1) for t in (self.columns, self.chance))
+        return Picked(columns, chance, None)
+
+
+def joined(parts: Sequence[Picked]) -> Picked:
+    """Rows after one another."""
+    if len(parts) == 1:
+        return parts[0]
+    drawn = [part.q for part in parts if part.q is not None]
+    columns, chance = (torch.cat([getattr(part, name) for part in parts]) for name in ("columns", "chance"))
+    return Picked(columns, chance, torch.cat(drawn) if drawn else None)
+
+
+def rows_at_once(logits: Tensor) -> int:
+    return max(1, CACHED // logits.shape[-1]) if logits.device.type == "cpu" else 1 << 30
+
+
+def pick(logits: Tensor, branch: int, draw: TreeDraw | None, owner: Tensor, sure: Tensor | None) -> Picked:
+    """The children of `n` nodes.
+
+    logits: `[n, Vq]`; owner: int64 `[n]`, the request of each; sure: float32 `[n]`, the drafter's confidence where it
+    has one: the likeliest token's chance stands in
+    """
+    branch = min(branch, logits.shape[-1])
+    plain = torch.softmax(logits, -1, dtype=torch.float32)
+    chance, columns = leading(plain, branch)
+    if draw is None:
+        return Picked(columns, chance, None)
+    q = torch.softmax(logits.float() / draw.temperature[owner, None], -1)
+    greedy = draw.greedy[owner, None]
+    promised = gains(chance[:, 0] if sure is None else sure, branch)
+    return Picked(
+        columns=columns.where(greedy, draw_distinct(q, branch, draw.generator)),
+        chance=chance.where(greedy, promised),
+        q=q.masked_fill_(greedy, 0.0),
+    )
+
+
+def leading(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The greatest `count` of each row and their columns, `[n, count]`: they lie in the `count` blocks of greatest
+    maximum, since each other block stands behind that many. values: `[n, V]`, not negative"""
+    columns = values.shape[-1]
+    if columns <= BLOCK * count:
+        return values.topk(count, dim=-1)
+    blocks = torch.nn.functional.pad(values, (0, -columns % BLOCK), value=-1.0).unflatten(-1, (-1, BLOCK))
+    chosen = blocks.amax(-1).topk(count, dim=-1).indices
+    inside = blocks.gather(-2, chosen[..., None].expand(*chosen.shape, BLOCK)).flatten(-2)
+    best, place = inside.topk(count, dim=-1)
+    return best, chosen.gather(-1, place // BLOCK) * BLOCK + place % BLOCK
+
+
+def gains(sure: Tensor, count: int) -> Tensor:
+    """float32 `[n, count]`: what each of the draws after a node promises. sure: float32 `[n]`, c"""
+    place = torch.arange(1, count + 1, device=sure.device)
+    rest = (1 - sure)[:, None] * REST / place
+    return torch.cat([sure[:, None], rest[:, 1:]], dim=1).cummin(dim=1).values
+
+
+def draw_distinct(q: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """int64 `[n, count]`: so many different columns of each row of q `[n, V]`, in the order in which they are drawn.
+
+    Inverse transform on one running sum: the i-th point is uniform over what is left, and skips, from left to right,
+    the stretches of the columns drawn before it.
+    """
+    rows = torch.arange(q.shape[0], device=q.device)
+    ends = q.cumsum(-1, dtype=torch.float64)
+    last = torch.nextafter(ends[:, -1], torch.zeros_like(ends[:, -1]))
+    drawn: list[Tensor] = []
+    for _ in range(count):
+        taken = torch.stack(drawn, 1).sort(dim=1).values if drawn else rows[:, None][:, :0]
+        begin, end = ends[rows[:, None], (taken - 1).clamp(min=0)].where(taken > 0, 0.0), ends.gather(1, taken)
+        width = end - begin
+        coin = torch.rand(len(rows), dtype=torch.float64, generator=generator, device=q.device)
+        point = coin * (ends[:, -1] - width.sum(1))
+        for start, size in zip(begin.T, width.T, strict=True):
+            point = point + size.where(point >= start, 0.0)
+        drawn.append(torch.searchsorted(ends, torch.minimum(point, last)[:, None], right=True).squeeze(1))
+    return torch.stack(drawn, dim=1)

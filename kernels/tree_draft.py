@@ -1,0 +1,228 @@
+"""Growing draft trees: what most likely follows each request's anchor, best first.
+
+    survival(v) = survival(parent(v)) chance(v | parent(v)),   survival(anchor) = 1
+
+A tree holds the `max_nodes` nodes of greatest survival among all paths whose every step is one of the `branch` children
+picked for the step before (`tree_children.py`: the likeliest, or drawn at random). It is grown level by level: a node
+is expanded only while it is among the best `max_nodes` found so far. Nothing is lost by that, since no child survives
+better than its parent.
+
+What may follow a node is asked of `Children`. Base logits are computed once for every depth, so a drafter whose head
+conditions on the token before (`MarkovChildren`) gives each branch its own distribution for one product over the
+expanded nodes of a level; one without such a head (`IndependentChildren`) has the same for all nodes of a level. Never
+decides how much of a tree is verified.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import repeat
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .sequential_head import Linear, SequentialHead, confidence
+from .tree_children import NodeDistributions, Picked, TreeDraw, joined, pick, rows_at_once
+
+NO_NODE = -1
+
+
+@dataclass(frozen=True)
+class TreeShape:
+    """A tree has at most `max_nodes` draft tokens and a node at most `branch` children."""
+
+    max_nodes: int
+    branch: int
+
+
+@dataclass(frozen=True)
+class DraftTree:
+    """One tree per request, nodes in falling order of survival, so that every prefix is a tree too.
+
+    tokens: int64 `[bs, N]`; parents: int64 `[bs, N]`: 0 = the anchor, `m + 1` = node `m`, `NO_NODE` = no node
+    chance: float32 `[bs, N]`, that a node survives if its parent does; 0 where there is no node
+    drawn: what its nodes were drawn from, None where all were chosen
+    """
+
+    tokens: Tensor
+    parents: Tensor
+    chance: Tensor
+    drawn: NodeDistributions | None
+
+
+class Children(Protocol):
+    """depth: how many levels it knows; vocab: int64 `[Vq]`, token ids of the columns, None for the whole vocabulary"""
+
+    @property
+    def depth(self) -> int: ...
+
+    @property
+    def vocab(self) -> Tensor | None: ...
+
+    def of(
+        self, level: int, tokens: Tensor, state: Tensor | None, branch: int, draw: TreeDraw | None
+    ) -> tuple[Picked, Tensor | None]:
+        """The children at `level` (0: of the anchors) of nodes `tokens` int64 `[bs, F]`, picked `[bs, F, ..]`, and
+        what the head carries on to their own children `[bs, F, r]`; state: what it carried to them."""
+        ...
+
+
+@dataclass(frozen=True)
+class MarkovChildren:
+    """Through DSpark's sequential head: `softmax(U_k + B_k)` after each node's own token and, for rnn, its own path.
+
+    base_logits: `[bs, D, Vq]`; hidden: `[bs, D, H]`; proj: the confidence head, where the draft has one
+    """
+
+    head: SequentialHead
+    base_logits: Tensor
+    hidden: Tensor
+    vocab: Tensor | None
+    proj: Linear | None = None
+
+    @property
+    def depth(self) -> int:
+        return self.base_logits.shape[1]
+
+    def of(
+        self, level: int, tokens: Tensor, state: Tensor | None, branch: int, draw: TreeDraw | None
+    ) -> tuple[Picked, Tensor | None]:
+        bs, count = tokens.shape
+        owner = torch.arange(bs, device=tokens.device).repeat_interleave(count)
+        carried = self.head.initial_state(bs * count) if state is None else state.flatten(0, 1)
+        size = rows_at_once(self.base_logits)
+        states = repeat(None) if carried is None else carried.split(size)
+        parts, after = [], []
+        for rows, previous, before in zip(owner.split(size), tokens.flatten().split(size), states, strict=False):
+            hidden = self.hidden[rows, level]
+            bias, carry = self.head.step(previous, hidden, before)
+            logits = self.base_logits[rows, level] + bias
+            sure = None
+            if draw is not None and self.proj is not None:
+                sure = confidence(self.head, self.proj, hidden[:, None], previous, previous[:, None])[:, 0]
+            parts.append(pick(logits, branch, draw, rows, sure))
+            after.append(carry)
+        picked = joined(parts).view(bs, count)
+        return picked, None if carried is None else torch.cat(after).view(bs, count, -1)
+
+
+@dataclass(frozen=True)
+class IndependentChildren:
+    """Every node of a level has children of the same distribution. logits: `[bs, D, Vq]`"""
+
+    logits: Tensor
+    vocab: Tensor | None
+
+    @property
+    def depth(self) -> int:
+        return self.logits.shape[1]
+
+    def of(
+        self, level: int, tokens: Tensor, state: Tensor | None, branch: int, draw: TreeDraw | None
+    ) -> tuple[Picked, Tensor | None]:
+        bs, count = tokens.shape
+        rows = torch.arange(bs, device=tokens.device)
+        if draw is None:
+            return pick(self.logits[:, level], branch, None, rows, None).repeated(count), None
+        rows = rows.repeat_interleave(count)
+        return pick(self.logits[rows, level], branch, draw, rows, None).view(bs, count), None
+
+
+@dataclass(frozen=True)
+class _Nodes:
+    """Nodes found so far, `[bs, P]` each, level after level.
+
+    survival: float32, in logarithm; up: int64, a node's parent, counted as in `DraftTree`
+    """
+
+    tokens: Tensor
+    survival: Tensor
+    chance: Tensor
+    up: Tensor
+
+    def __add__(self, more: _Nodes) -> _Nodes:
+        pairs = zip(self._all, more._all, strict=True)
+        return _Nodes(*(torch.cat(pair, dim=1) for pair in pairs))
+
+    @property
+    def _all(self) -> tuple[Tensor, ...]:
+        return self.tokens, self.survival, self.chance, self.up
+
+
+def grow_tree(
+    children: Children, anchors: Tensor, depths: Tensor, shape: TreeShape, draw: TreeDraw | None = None
+) -> DraftTree:
+    """anchors: int64 `[bs]`; depths: int64 `[bs]`, how deep each tree may go, 0 is no tree; draw: None to choose
+
+    Survival is added up in logarithms, in float32, where a child is never above its parent.
+    """
+    tokens, state = anchors[:, None], None
+    survival = torch.zeros(tokens.shape, device=tokens.device)
+    number = torch.zeros_like(tokens)  # of the nodes that are expanded: 0 = the anchor, m + 1 = node m
+    found: _Nodes | None = None
+    expanded: list[Tensor] = []
+    probs: list[Tensor] = []
+    for level in range(children.depth):
+        picked, carried = children.of(level, tokens, state, shape.branch, draw)
+        expanded.append(number)
+        if picked.q is not None:
+            probs.append(picked.q)
+        named = picked.columns if children.vocab is None else children.vocab[picked.columns]
+        reachable = survival[..., None] + picked.chance.log()
+        reachable = reachable.masked_fill(depths[:, None, None] <= level, -torch.inf)
+        fresh = _Nodes(
+            tokens=named.flatten(1),
+            survival=reachable.flatten(1),
+            chance=picked.chance.flatten(1),
+            up=number[..., None].expand_as(reachable).flatten(1),
+        )
+        before = 0 if found is None else found.tokens.shape[1]
+        found = fresh if found is None else found + fresh
+        if level + 1 == children.depth:
+            break
+        place = _worth_expanding(found.survival, fresh.survival, shape.max_nodes)
+        if place.shape[1] == 0:
+            break
+        tokens, survival = fresh.tokens.gather(1, place), fresh.survival.gather(1, place)
+        number = place + before + 1
+        if carried is not None:
+            parent = (place // named.shape[2])[..., None].expand(-1, -1, carried.shape[-1])
+            state = carried.gather(1, parent)
+    assert found is not None
+    order = found.survival.sort(dim=1, descending=True, stable=True).indices[:, : shape.max_nodes]
+    drawn = None
+    if probs:
+        where = torch.full((len(order), found.tokens.shape[1] + 1), -1, dtype=torch.int64, device=order.device)
+        every = torch.cat(expanded, dim=1)
+        where.scatter_(1, every, torch.arange(every.shape[1], device=order.device).expand_as(every))
+        place = torch.cat([where[:, :1], where[:, 1:].gather(1, order)], dim=1)
+        drawn = NodeDistributions(torch.cat(probs, dim=1), children.vocab, place)
+    return _tree(found, order, drawn)
+
+
+def _worth_expanding(all_survival: Tensor, fresh: Tensor, most: int) -> Tensor:
+    """int64 `[bs, F]`: places in the newest level, the best first, that hold each request's nodes of the best `most`.
+
+    Where a request has fewer such nodes than another, its next best come along; they do no harm.
+    """
+    bar = all_survival.topk(min(most, all_survival.shape[1]), dim=1).values[:, -1:]
+    alive = (fresh >= bar) & (fresh > -torch.inf)
+    # The one figure that leaves the device: without it every level would be as wide as the widest tree.
+    width = int(alive.sum(1).max())
+    return fresh.topk(width, dim=1).indices
+
+
+def _tree(found: _Nodes, order: Tensor, drawn: NodeDistributions | None) -> DraftTree:
+    """The nodes in this order, int64 `[bs, N]`, best first; a parent stands before its children where they are equally
+    good, since levels stand in order and the sort is stable."""
+    exists = found.survival.gather(1, order) > -torch.inf
+    place = torch.zeros(len(order), found.tokens.shape[1] + 1, dtype=torch.int64, device=order.device)
+    rank = torch.arange(1, order.shape[1] + 1, device=order.device).expand_as(order)
+    place.scatter_(1, order + 1, rank)
+    return DraftTree(
+        tokens=found.tokens.gather(1, order).where(exists, 0),
+        parents=place.gather(1, found.up.gather(1, order)).where(exists, NO_NODE),
+        chance=found.chance.gather(1, order).where(exists, 0),
+        drawn=drawn,
+    )
