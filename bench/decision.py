@@ -16,6 +16,7 @@ import numpy as np
 
 from dspark_sgl.policies.batch import Batch
 from dspark_sgl.policies.calibration import Calibration
+from dspark_sgl.policies.forest import Forest
 from dspark_sgl.policies.reference import reference_cost
 from dspark_sgl.policies.rules import RuleBook
 from dspark_sgl.policies.scheduler import make_scheduler
@@ -50,9 +51,15 @@ def main() -> None:
     batch = Batch(np.zeros(n, np.int64), np.full(n, block), np.ones(n), 2000 * n, snapshot.values)
     print(f"{n} requests, block {block}; microseconds{'median':>14}{'p99':>9}")
     timed("calibrate", options.rounds, lambda: calibration.apply(confidence))
-    offered = np.full(n, block)
-    accepted = dice.integers(0, block + 1, n)
-    timed("learn", options.rounds, lambda: calibration.observe(confidence, offered, accepted))
+    chains = Forest.chains(n, block)
+    path = np.where(np.arange(block + 1) <= dice.integers(0, block + 1, (n, 1)), np.arange(block + 1), -1)
+    verified = np.ones((n, block), dtype=bool)
+
+    def learn() -> None:
+        survived = chains.on_path(verified, path)
+        calibration.observe(confidence, chains.depth, chains.tested(verified, survived), survived)
+
+    timed("learn", options.rounds, learn)
     survival = calibration.apply(confidence)
     for name in [options.policy] if options.policy else shipped_names():
         policy = find_policy(name)

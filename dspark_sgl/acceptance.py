@@ -13,6 +13,59 @@ from .recorder import RecordedRound
 
 
 @dataclass(frozen=True)
+class Share:
+    """So many of so many."""
+
+    part: int
+    whole: int
+
+    @property
+    def value(self) -> float | None:
+        return self.part / self.whole if self.whole else None
+
+
+@dataclass(frozen=True)
+class Branches:
+    """What the branches of trees were good for.
+
+    nodes: drafts verified, mean per round
+    side: places where the likeliest child was not what the target chose, and another child was
+    after_first, after_side: accepted drafts, likeliest child or not, with a child that was accepted, of those with any
+    """
+
+    nodes: float
+    side: Share
+    after_first: Share
+    after_side: Share
+
+    @classmethod
+    def of(cls, rounds: Iterable[RecordedRound]) -> Branches | None:
+        """None where no round was a tree."""
+        trees = [(r.nodes, r.offered, r.ranks) for r in rounds if r.nodes is not None and r.ranks is not None]
+        if not trees:
+            return None
+        sides = sum(rank > 0 for _, _, ranks in trees for rank in ranks)
+        missed = sum(len(ranks) < offered for _, offered, ranks in trees)
+        # Draft k was followed by another that was put to the test where k + 1 were offered.
+        followed = [(ranks[k] > 0, k + 1 < len(ranks)) for _, n, ranks in trees for k in range(min(len(ranks), n - 1))]
+        first, side = ([further for was_side, further in followed if was_side == which] for which in (False, True))
+        return cls(
+            nodes=sum(nodes for nodes, _, _ in trees) / len(trees),
+            side=Share(sides, sides + missed),
+            after_first=Share(sum(first), len(first)),
+            after_side=Share(sum(side), len(side)),
+        )
+
+    def entry(self) -> dict[str, Any]:
+        return {
+            "nodes": self.nodes,
+            "side_accepted": self.side.value,
+            "continued_after_first": self.after_first.value,
+            "continued_after_side": self.after_side.value,
+        }
+
+
+@dataclass(frozen=True)
 class Acceptance:
     """rounds: of one request each; tokens: they emitted; reached, accepted: `[D]`, drafts by position
 
@@ -33,7 +86,10 @@ class Acceptance:
             tokens=sum(r.accepted + 1 for r in found),
             reached=tuple(sum(r.offered >= k and r.accepted >= k - 1 for r in found) for k in depth),
             accepted=tuple(sum(r.accepted >= k for r in found) for k in depth),
+            branches=Branches.of(found),
         )
+
+    branches: Branches | None = None
 
     @property
     def accepted_length(self) -> float | None:
@@ -51,6 +107,7 @@ class Acceptance:
             "tokens": self.tokens,
             "acceptance_by_position": self.by_position,
             "reached_by_position": list(self.reached),
+            **({} if self.branches is None else {"tree": self.branches.entry()}),
         }
 
 

@@ -14,6 +14,7 @@ from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
 from dspark_sgl.policies.errors import PolicyError
+from dspark_sgl.policies.shape import most_nodes
 from dspark_sgl.policies.shipped import find_policy
 from dspark_sgl.spec_algos.protocol import Drafter
 
@@ -91,7 +92,7 @@ class DrafterAlgorithm(CustomSpecAlgo):
             raise DraftError(f"{self.name} does not run with pipeline parallelism; remove --pp-size {args.pp_size}")
         if args.speculative_num_steps is not None and args.speculative_num_steps < 1:
             raise DraftError("--speculative-num-steps must be at least 1; for plain decoding use --dspark-policy off")
-        find_policy(policy_name())
+        policy = find_policy(policy_name())
         args.disable_overlap_schedule = True
         args.disable_decode_cuda_graph = True
         args.enable_mixed_chunk = False
@@ -108,8 +109,11 @@ class DrafterAlgorithm(CustomSpecAlgo):
             else:
                 trained = read_draft_config(draft).gamma
                 block = min(block or trained, trained)
-            # The block pass needs a slot for every row it was trained with, however few are verified.
-            args.speculative_num_draft_tokens = trained + 1
+            # The block pass needs a slot for every row it was trained with, however few are verified; a tree one for
+            # every node. More may be asked for, by whoever means to switch to larger trees on the running server.
+            nodes = most_nodes(policy) if self.drafter_class.trees else 0
+            asked = args.speculative_num_draft_tokens or 0
+            args.speculative_num_draft_tokens = max(asked, trained + 1, nodes + 1)
         else:
             block = block or self.drafter_class.default_depth
             args.speculative_num_draft_tokens = max(args.speculative_num_draft_tokens or DEFAULT_NODES + 1, block + 1)

@@ -47,7 +47,9 @@ def build_governor(
     metrics = Metrics(get_parallel().dp_rank or 0) if get_observability().enable_metrics else None
     watch = PolicyWatch(policy_name(), metrics)
     recorder = Recorder.opened(record_file())
-    return Governor(watch, block, cost, _calibration(), LoadMeter(HardwareSampler()), metrics, recorder)
+    room = width - 1 if drafter.trees else 0
+    load = LoadMeter(HardwareSampler())
+    return Governor(watch, block, room, cost, _calibration(), load, metrics, recorder)
 
 
 def _measured_cost(facts: dict[str, object], profiler: StepProfiler) -> CostModel:

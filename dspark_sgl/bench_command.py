@@ -87,6 +87,14 @@ def _table(found: dict[str, Any]) -> list[str]:
             f"{name:{width}} {_length(entry['accepted_length']):>7} {entry['rounds']:7} {entry['tokens']:7}{shares}"
         )
     lines.append(f"{'macro':{width}} {_length(found['macro']):>7}  (mean of the domains)")
+    tree = found["overall"].get("tree")
+    if tree is not None:
+        said = {key: _length(value) for key, value in tree.items()}
+        lines.append(
+            f"trees: {tree['nodes']:.1f} drafts a round; where the likeliest child fails another is accepted "
+            f"{said['side_accepted']}; goes on after it {said['continued_after_side']}, after a likeliest child "
+            f"{said['continued_after_first']}"
+        )
     return lines
 
 

@@ -12,13 +12,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dspark_sgl.kernels.tree_draft import TreeShape
+from dspark_sgl.policies.batch import Bools, Floats, Ints
 from dspark_sgl.policies.calibration import Calibration
 from dspark_sgl.policies.cost import CostModel
+from dspark_sgl.policies.forest import Forest
+from dspark_sgl.policies.history import BestNodes
 from dspark_sgl.policies.language import ACCEPT_METHODS, DEFAULT_TIER, Policy, Schedule
 from dspark_sgl.policies.rules import Active, RuleBook
 from dspark_sgl.policies.scheduler import Batch, Scheduler, make_scheduler
+from dspark_sgl.policies.shape import ShapeChooser, most_nodes
 
 from .clock import PLAIN, ROUND
 from .load import LoadMeter, Step
@@ -28,8 +32,6 @@ from .recorder import Recorder
 from .request_view import RequestLoad
 
 logger = logging.getLogger(__name__)
-
-Floats = NDArray[np.float64]
 
 CAUSALITY = "early_stop"
 """Rounds are synchronous: this step's confidences are at hand, and an early stop keeps them from biasing the output."""
@@ -41,19 +43,37 @@ MOST_TIERS_NAMED = 100
 
 @dataclass(frozen=True)
 class Plan:
-    """What the coming step shall do. depths: how deep to draft each request; method: how drafts are accepted"""
+    """What the coming step shall do.
+
+    depths: how deep to draft each request; method: how drafts are accepted; tree: of which size, None for chains
+    """
 
     depths: list[int]
     method: str
+    tree: TreeShape | None = None
 
     @property
     def wire(self) -> list[int]:
-        """As numbers, for the other ranks."""
-        return [ACCEPT_METHODS.index(self.method), *self.depths]
+        """As numbers, for the other ranks; as many for any plan of so many requests."""
+        tree = self.tree or TreeShape(0, 0)
+        return [ACCEPT_METHODS.index(self.method), tree.max_nodes, tree.branch, *self.depths]
 
     @classmethod
     def from_wire(cls, numbers: list[int]) -> Plan:
-        return cls(numbers[1:], ACCEPT_METHODS[numbers[0]])
+        method, nodes, branch, *depths = numbers
+        return cls(depths, ACCEPT_METHODS[method], TreeShape(nodes, branch) if nodes else None)
+
+    @classmethod
+    def plain(cls, requests: int) -> Plan:
+        return cls([0] * requests, ACCEPT_METHODS[0])
+
+
+@dataclass(frozen=True)
+class _Past:
+    """What rounds of one kind have taught: how far to trust their confidence, and what their trees promised."""
+
+    calibration: Calibration
+    best_nodes: BestNodes = field(default_factory=BestNodes)
 
 
 @dataclass
@@ -65,17 +85,14 @@ class _Ride:
     scheduler: Scheduler
     active: Active
     drafted: list[int]
+    past: _Past
+    forest: Forest | None = None
     confidence: Floats | None = None
-    survival: Floats | None = None
+    predicted: float = 0.0
+    """Drafts expected to be accepted, of those offered."""
+    verified: Bools | None = None
     offered: list[int] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
-
-    @property
-    def predicted(self) -> float:
-        """Drafts expected to be accepted, of those offered."""
-        if self.survival is None:
-            return 0.0
-        return float(sum(row[:k].sum() for row, k in zip(self.survival, self.offered, strict=True)))
 
     @property
     def step(self) -> Step:
@@ -96,23 +113,28 @@ class _Ride:
 class Governor:
     """Plans steps by the policy, chooses among what was drafted, keeps cost and calibration up to date.
 
-    block: the deepest path the drafter proposes
+    block: the deepest path the drafter proposes; room: the most nodes of its trees, 0 where it drafts none
+    calibration: of the confidence that a chain comes with; a tree's is another figure and is learned by itself
     """
 
     def __init__(
         self,
         watch: PolicyWatch,
         block: int,
+        room: int,
         cost: CostModel,
         calibration: Calibration,
         load: LoadMeter,
         metrics: Metrics | None,
         recorder: Recorder | None,
     ) -> None:
-        self._watch, self._block = watch, block
-        self._profile, self._calibration, self.load, self._metrics = cost, calibration, load, metrics
-        self._recorder = recorder
+        self._watch, self._block, self._room = watch, block, room
+        self._profile, self.load, self._metrics = cost, load, metrics
+        # A chain's confidence, q of a node that was chosen and the promise of one that was drawn are three figures.
+        self._past = {"chain": _Past(calibration), "tree": _Past(Calibration()), "drawn tree": _Past(Calibration())}
         self._as_it_comes = Calibration()
+        self._shape = ShapeChooser(block, room)
+        self._recorder = recorder
         self._unknown_tiers: set[str] = set()
         self._ride: _Ride | None = None
         self._decision: dict[str, Any] = {}
@@ -152,37 +174,55 @@ class Governor:
             signals=snapshot.values,
         )
         scheduler = self._scheduler(active.schedule)
-        drafted = scheduler.draft_depths(batch, self._calibration.expected(len(lens), self._block)).tolist()
-        self._ride = _Ride(requests, batch, scheduler, active, drafted)
-        self._decision = {"rule": active.rule, "requests": len(lens), "drafted": sum(drafted), "verified": 0}
-        return Plan(drafted, self._policy.accept.method)
-
-    def select(self, confidence: Floats | None) -> list[int]:
-        """How deep to verify each request. confidence: `[n, D]` of the drafts, or None from a drafter without."""
-        ride = self._ride
-        assert ride is not None
-        if confidence is None:
-            ride.survival = self._calibration.expected(len(ride.drafted), max(ride.drafted))
+        method = self._policy.accept.method
+        tree = self._shape.settle(active.shape)
+        drawn = method != "match" and any(request.signals.temperature > 0 for request in requests)
+        past = self._past["chain" if tree is None else "drawn tree" if drawn else "tree"]
+        if tree is not None and past.best_nodes.known:
+            expected = past.best_nodes.expected(len(lens), tree.max_nodes)
+            drafted = scheduler.draft_depths(batch, expected, np.ones(expected.shape, dtype=np.int64)).tolist()
         else:
-            said = self._calibration if self._policy.calibration.method == "sts" else self._as_it_comes
-            ride.confidence, ride.survival = confidence, said.apply(confidence)
-        kept = np.minimum(ride.scheduler.select(ride.batch, ride.survival).sum(1), ride.drafted)
-        if confidence is not None:
-            kept = np.minimum(kept, (confidence > 0).cumprod(1).sum(1))  # where a chain ends, no schedule goes on
-        ride.offered = kept.tolist()
-        self._decision["verified"] = sum(ride.offered)
-        return ride.offered
+            drafted = scheduler.draft_depths(batch, past.calibration.expected(len(lens), self._block)).tolist()
+        self._ride = _Ride(requests, batch, scheduler, active, drafted, past)
+        self._decision = {"rule": active.rule, "requests": len(lens), "drafted": sum(drafted), "verified": 0}
+        return Plan(drafted, method, None if tree is None else TreeShape(tree.max_nodes, tree.branch))
 
-    def learn(self, lengths: Sequence[int]) -> None:
-        """What the planned step emitted, per request."""
+    def select(self, forest: Forest, confidence: Floats | None) -> Bools:
+        """bool `[n, N]`: which drafts to verify. confidence: `[n, N]`, or None from a drafter without."""
         ride = self._ride
         assert ride is not None
-        ride.lengths = list(lengths)
-        if ride.offered:
-            learning = ride.confidence if self._policy.calibration.online else None
-            self._calibration.observe(learning, np.array(ride.offered), np.array(ride.lengths) - 1)
-            if self._recorder is not None:
-                self._recorder.write(ride.requests, ride.confidence, ride.offered, ride.lengths)
+        ride.forest, ride.confidence = forest, confidence
+        if confidence is None:
+            known = ride.past.calibration.expected(len(ride.drafted), max(1, int(forest.depth.max())))
+            survival = np.where(forest.depth > 0, np.take_along_axis(known, (forest.depth - 1).clip(0), 1), 0.0)
+        else:
+            said = ride.past.calibration if self._policy.calibration.method == "sts" else self._as_it_comes
+            survival = said.apply(confidence, forest)
+        depth = None if forest.is_chain else forest.depth
+        kept = ride.scheduler.select(ride.batch, survival, depth) & (forest.depth <= np.array(ride.drafted)[:, None])
+        if confidence is not None:
+            kept &= forest.closed(confidence > 0)  # where a path ends, no schedule goes on
+        if not forest.is_chain:
+            ride.past.best_nodes.observe(survival)
+        ride.verified, ride.offered = kept, kept.sum(1).tolist()
+        ride.predicted = float(survival[kept].sum())
+        self._decision["verified"] = sum(ride.offered)
+        return kept
+
+    def learn(self, path: Ints) -> None:
+        """What the planned round accepted. path: int64 `[n, P]`, rows as in `Forest.on_path`"""
+        ride = self._ride
+        assert ride is not None and ride.forest is not None and ride.verified is not None
+        ride.lengths = (path >= 0).sum(1).tolist()
+        survived = ride.forest.on_path(ride.verified, path)
+        tested = ride.forest.tested(ride.verified, survived)
+        learning = ride.confidence if self._policy.calibration.online else None
+        ride.past.calibration.observe(learning, ride.forest.depth, tested, survived)
+        speaking = sum(1 for k in ride.offered if k)
+        if speaking:
+            self._shape.learn(sum(ride.offered) / speaking)
+        if self._recorder is not None:
+            self._recorder.write(ride.requests, ride.forest, ride.verified, survived, ride.confidence)
 
     def publish(self, phases: Mapping[str, float]) -> None:
         """Put the step just planned and learned from on `/metrics`. phases: host seconds since the server started"""
@@ -203,7 +243,8 @@ class Governor:
             metrics.observe("accepted_length", [n for n, k in zip(ride.lengths, ride.offered, strict=True) if k])
             metrics.add("survival_predicted", ride.predicted)
             metrics.add("survival_observed", accepted)
-        metrics.total("bad_confidences", self._calibration.bad + self._as_it_comes.bad)
+        said = [self._as_it_comes, *(past.calibration for past in self._past.values())]
+        metrics.total("bad_confidences", sum(calibration.bad for calibration in said))
 
     def _expected_seconds(self, step: Step) -> float:
         if step.kind == PLAIN:
@@ -227,6 +268,13 @@ class Governor:
                 "dspark: policy %s: no step has been measured; rounds stay shallow until some are", policy.name
             )
         self._rules = RuleBook(policy, self._block)
+        asked = most_nodes(policy)
+        if asked > self._room > 0:
+            logger.warning(
+                "dspark: policy %s: trees of %d nodes are cut to %d, for which the server has reserved KV; "
+                "for more start it with this policy or --speculative-num-draft-tokens %d",
+                *(policy.name, asked, self._room, asked + 1),
+            )
         self._schedulers: dict[Schedule, Scheduler] = {}
         for line in self._rules.missing(self.load.signals):
             logger.warning("dspark: policy %s: %s", policy.name, line)

@@ -11,6 +11,7 @@ from torch import Tensor
 from dspark_sgl.kernels.filters import Filters, filtered_probs
 from dspark_sgl.kernels.layout import TreeLayout
 from dspark_sgl.kernels.rejection import draw, reject_chain
+from dspark_sgl.kernels.tree_rejection import reject_tree
 from dspark_sgl.kernels.walk import Acceptance, walk
 from dspark_sgl.spec_algos.protocol import Proposal
 
@@ -50,7 +51,7 @@ def accept(
     """Decide what one round emits; exact for every method.
 
     logits: `[rows, V]`, constrained; method: `match`, or `rejection` (also `auto`): rejection where the drafts were
-    drawn at random along chains, match elsewhere, since nothing was drawn from a known q there
+    drawn at random from a known q, match elsewhere
     """
     if sampling.all_greedy:
         return walk(layout, layout.pad(logits.argmax(-1)))
@@ -59,8 +60,9 @@ def accept(
     if bool(sampling.greedy.any()):
         certain = torch.zeros_like(probs).scatter_(1, logits.argmax(-1, keepdim=True), 1.0)
         probs = torch.where(sampling.greedy[owner][:, None], certain, probs)
-    drawn = proposal.distribution is not None and proposal.token_probs is not None and layout.is_chain
-    if method == "match" or not drawn:
-        return walk(layout, layout.pad(draw(probs, generator)))
-    assert proposal.distribution is not None and proposal.token_probs is not None
-    return reject_chain(layout, probs, proposal.distribution, proposal.token_probs, generator)
+    if method != "match":
+        if proposal.drawn is not None:
+            return reject_tree(layout, probs, proposal.drawn, sampling.greedy, generator)
+        if proposal.distribution is not None and proposal.token_probs is not None and layout.is_chain:
+            return reject_chain(layout, probs, proposal.distribution, proposal.token_probs, generator)
+    return walk(layout, layout.pad(draw(probs, generator)))

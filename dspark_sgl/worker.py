@@ -23,6 +23,7 @@ from torch import Tensor
 
 from dspark_sgl.kernels.layout import TreeLayout, chain_layout, tree_layout
 from dspark_sgl.kernels.walk import NO_ROW, Acceptance
+from dspark_sgl.policies.forest import Forest
 from dspark_sgl.spec_algos.protocol import Drafter, DrafterContext, Proposal, Round
 
 from .assembly import build_governor
@@ -155,13 +156,13 @@ class SpecWorker(BaseSpecWorker):
     def _plan(self, batch: Any) -> Plan:
         """How deep each request is drafted, and how drafts are accepted."""
         info, n = batch.sampling_info, len(batch.reqs)
-        plan = None
+        plan = Plan.plain(n)
         if self._governor is not None:
             # A processor sees one row per request, and a seed promises the tokens of plain decoding.
             plain = info.has_custom_logit_processor or info.sampling_seed is not None
             lens = batch.seq_lens_cpu.tolist()
             plan = self._governor.plan([self._requests.load(*r, plain) for r in zip(batch.reqs, lens, strict=True)])
-        return Plan.from_wire(agree(torch.tensor(plan.wire if plan else [0] * (n + 1), device=self.device)).tolist())
+        return Plan.from_wire(agree(torch.tensor(plan.wire, device=self.device)).tolist())
 
     def _plain_step(self, batch: Any, state: DecodeState) -> GenerationBatchResult:
         """Nobody speculates: SGLang's own decode step, sampler included; the drafter's context is kept in step."""
@@ -195,7 +196,7 @@ class SpecWorker(BaseSpecWorker):
         with clock.phase("draft"):
             proposal = self._propose(batch, state, plan, sampling, slots)
         with clock.phase("select"):
-            layout = self._select(state.anchors, proposal, plan)
+            layout = self._select(state.anchors, proposal)
             rows = layout.pack(slots[:, : layout.max_width])
         with clock.phase("verify"):
             output = self._verify(batch, state, layout, rows)
@@ -209,7 +210,7 @@ class SpecWorker(BaseSpecWorker):
             self._commit(batch, output, layout, accepted, emitted, lengths, slots, rows)
             if batch.return_logprob:
                 _logprobs(batch, output, layout, accepted, emitted)
-        self._learn(batch.reqs, layout, lengths)
+        self._learn(batch.reqs, layout, accepted, lengths)
         return self._result(
             output,
             emitted.flatten(),
@@ -239,20 +240,26 @@ class SpecWorker(BaseSpecWorker):
                 temperature=None if plan.method == "match" else sampling.draft_temperature,
                 greedy=sampling.greedy,
                 generator=self._generator,
+                tree=plan.tree,
             )
         )
-        return replace(proposal, tokens=agree(proposal.tokens))
+        parents = proposal.parents
+        return replace(
+            proposal, tokens=agree(proposal.tokens), parents=None if parents is None else agree(parents.contiguous())
+        )
 
-    def _select(self, anchors: Tensor, proposal: Proposal, plan: Plan) -> TreeLayout:
+    def _select(self, anchors: Tensor, proposal: Proposal) -> TreeLayout:
         """The part of the proposal that is worth the target's time."""
-        depths = plan.depths
+        tokens, parents, confidence = proposal.tokens, proposal.parents, proposal.confidence
+        kept = torch.zeros_like(tokens)
         if self._governor is not None:
-            confidence = None if proposal.confidence is None else proposal.confidence.double().cpu().numpy()
-            depths = self._governor.select(confidence)
-        depths = agree(torch.tensor(depths, device=self.device)).tolist()
-        if proposal.parents is None:
-            return chain_layout(anchors, proposal.tokens, depths)
-        return tree_layout(anchors, proposal.tokens, proposal.parents, depths)
+            forest = Forest.chains(*tokens.shape) if parents is None else Forest.trees(parents.cpu().numpy())
+            said = None if confidence is None else confidence.double().cpu().numpy()
+            kept = torch.from_numpy(self._governor.select(forest, said)).to(kept)
+        kept = agree(kept).bool()
+        if parents is None:
+            return chain_layout(anchors, tokens, kept.sum(1).tolist())
+        return tree_layout(anchors, tokens, parents, kept)
 
     def _verify(self, batch: Any, state: DecodeState, layout: TreeLayout, rows: Tensor) -> Any:
         """One target forward over every row of every tree; logits `[rows, V]` and hidden states `[rows, K H]`."""
@@ -284,14 +291,14 @@ class SpecWorker(BaseSpecWorker):
         hidden = None if hidden is None else hidden[row]
         self._drafter.observe(path_commit(batch, lengths, front, emitted, hidden))
 
-    def _learn(self, requests: Sequence[Any], layout: TreeLayout, lengths: list[int]) -> None:
+    def _learn(self, requests: Sequence[Any], layout: TreeLayout, accepted: Acceptance, lengths: list[int]) -> None:
         """What the round brought, for clock, requests and policy."""
         spoke = [i for i, width in enumerate(layout.widths) if width > 1]
         self.clock.count(sum(layout.widths) - layout.batch_size, [lengths[i] for i in spoke])
         for i in spoke:
             self._requests.count(requests[i], lengths[i])
         if self._governor is not None:
-            self._governor.learn(lengths)
+            self._governor.learn(accepted.path.cpu().numpy())
 
     def _take_hidden(self, output: Any) -> Tensor | None:
         """The hidden states a forward captured for the drafter; nobody else is handed them."""

@@ -29,6 +29,7 @@ class TreeLayout:
     parents: int64 `[bs, W]`, row index in the same request, `ROOT` at the anchor and in padding
     depths: int64 `[bs, W]`, 0 at the anchor
     is_chain: every row's parent is the row before it, so the accepted path is a prefix and no KV has to move
+    nodes: int64 `[bs, W]`, which proposed node a row of a tree is (0 = the anchor, `m + 1` = node `m`); None of chains
     """
 
     widths: tuple[int, ...]
@@ -36,6 +37,7 @@ class TreeLayout:
     parents: Tensor
     depths: Tensor
     is_chain: bool
+    nodes: Tensor | None = None
 
     @property
     def batch_size(self) -> int:
@@ -116,28 +118,26 @@ def chain_layout(anchors: Tensor, drafts: Tensor, depths: Sequence[int]) -> Tree
     )
 
 
-def tree_layout(anchors: Tensor, drafts: Tensor, parents: Tensor, depths: Sequence[int]) -> TreeLayout:
-    """A tree per request: the anchor, then the proposed nodes no deeper than `depths[i]`, in their order.
+def tree_layout(anchors: Tensor, drafts: Tensor, parents: Tensor, keep: Tensor) -> TreeLayout:
+    """A tree per request: the anchor, then the proposed nodes that are kept, in their order.
 
     anchors: int64 `[bs]`
     drafts, parents: int64 `[bs, N]`; `parents[i, n]` is the parent's row (0 = the anchor, `m + 1` = node `m < n`),
         or `ROOT` where there is no node
-    Raises ValueError where a parent does not precede its child.
+    keep: bool `[bs, N]`, closed under parents; what is kept where there is no node is ignored
+    Raises ValueError where a parent does not precede its child, or is not there.
     """
     bs, nodes = drafts.shape
     order = torch.arange(1, nodes + 1, device=drafts.device)
     if bool((parents >= order).any()):
         raise ValueError("a draft tree's parents must precede their children")
-    absent = torch.cat([torch.zeros_like(parents[:, :1], dtype=torch.bool), parents == ROOT], dim=1)
-    if bool((absent.gather(1, parents.clamp(min=0)) & (parents != ROOT)).any()):
+    keep = torch.cat([torch.ones_like(keep[:, :1]), keep & (parents != ROOT)], dim=1)
+    if bool((keep[:, 1:] & ~keep.gather(1, parents.clamp(min=0))).any()):
         raise ValueError("a draft tree's node hangs from a node that is absent")
     depth = torch.zeros(bs, nodes + 1, dtype=torch.int64, device=drafts.device)
     for node in range(nodes):
         depth[:, node + 1] = depth.gather(1, parents[:, node : node + 1].clamp(min=0)).squeeze(1) + 1
-    limit = torch.tensor(depths, device=drafts.device)[:, None]
-    keep = torch.cat([torch.ones_like(limit, dtype=torch.bool), (parents != ROOT) & (depth[:, 1:] <= limit)], dim=1)
-    # Dropped nodes leave gaps; a stable sort closes them and the parents are renumbered. A kept node's parent is kept,
-    # because it is shallower.
+    # Dropped nodes leave gaps; a stable sort closes them and the parents are renumbered.
     order = torch.sort(~keep, dim=1, stable=True).indices
     new_row = torch.empty_like(order).scatter_(1, order, torch.arange(nodes + 1, device=order.device).expand_as(order))
     widths = keep.sum(1).tolist()
@@ -152,4 +152,5 @@ def tree_layout(anchors: Tensor, drafts: Tensor, parents: Tensor, depths: Sequen
         parents=moved.gather(1, order).where(kept, ROOT),
         depths=depth.gather(1, order).where(kept, 0),
         is_chain=False,
+        nodes=order.where(kept, 0),
     )

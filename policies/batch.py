@@ -32,10 +32,10 @@ class Batch:
 
 
 class Scheduler(Protocol):
-    def draft_depths(self, batch: Batch, expected: Floats) -> Ints:
+    def draft_depths(self, batch: Batch, expected: Floats, depth: Ints | None = None) -> Ints:
         """int64 `[n]`: how deep to draft; 0 everywhere is a plain step.
 
-        expected: float64 `[n, D]`, the survival that history predicts
+        expected: float64 `[n, N]`, the survival that history predicts; depth: as in `select`
         """
         ...
 
@@ -70,9 +70,10 @@ def rank(survival: Floats, allowed: Bools) -> Ints:
 def required(least: Ints, survival: Floats, at: Ints, allowed: Bools) -> Bools:
     """bool `[n, N]`: of the allowed nodes, those without which a request stays above its least depth.
 
-    Of a chain the first ones; of a tree the likeliest, down to the first that is deep enough. least: int64 `[n]`
+    Of a chain the first ones; of a tree the likeliest, down to the first that is deep enough, and all where none is:
+    how deep a tree has become depends on the tokens drawn for it, and must not decide about them. least: int64 `[n]`
     """
-    goal = np.minimum(least, np.where(allowed, at, 0).max(axis=1, initial=0))[:, None]
+    goal = least[:, None]
     if not goal.any():
         return np.zeros_like(allowed)
     places = rank(survival, allowed)

@@ -13,12 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from .batch import Bools, Floats, Ints
 from .errors import PolicyError
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from .forest import Forest
 
 VERSION = 1
 POSITIONS = 64
@@ -45,22 +43,18 @@ class Calibration:
         temperatures: Floats = np.exp(self._log)
         return temperatures
 
-    def apply(self, confidence: Floats) -> Floats:
-        """float64 `[n, D]`: survival along chains. confidence: `[n, D]`, conditional, as the drafter says"""
-        survival: Floats = np.cumprod(self.conditional(confidence), axis=1, dtype=np.float64)
-        return survival
+    def apply(self, confidence: Floats, drafted: Forest | None = None) -> Floats:
+        """float64 `[n, N]`: survival along chains, or of `drafted`. confidence: `[n, N]`, conditional, as said"""
+        drafted = drafted or Forest.chains(*confidence.shape)
+        return drafted.survival(self.conditional(confidence, drafted.depth))
 
-    def conditional(self, confidence: Floats, depth: Ints | None = None) -> Floats:
-        """float64 `[n, N]`: the calibrated chance of each draft, given that its parent survives.
-
-        depth: int64 `[n, N]` from 1, for nodes of a tree; None for chains
-        """
+    def conditional(self, confidence: Floats, depth: Ints) -> Floats:
+        """float64 `[n, N]`: the calibrated chance of each draft, given that its parent survives. depth: from 1"""
         wrong = ~((confidence >= 0) & (confidence <= 1))
         if wrong.any():
             self.bad += int(wrong.sum())
             confidence = np.where(wrong, 0.0, confidence)
-        position = np.arange(confidence.shape[1]) if depth is None else np.maximum(depth - 1, 0)
-        temperature = np.exp(self._log)[position.clip(max=POSITIONS - 1)]
+        temperature = np.exp(self._log)[(depth - 1).clip(0, POSITIONS - 1)]
         return sigmoid(logit(confidence) / temperature)
 
     def expected(self, requests: int, depth: int) -> Floats:
@@ -68,26 +62,26 @@ class Calibration:
         chance = (self._survived / self._reached)[:depth]
         return np.tile(np.cumprod(chance), (requests, 1))
 
-    def observe(self, confidence: Floats | None, offered: Ints, accepted: Ints) -> None:
-        """A round of chains. confidence: `[n, D]` or None; offered, accepted: int64 `[n]`, drafts of each request"""
-        place = np.arange(int(offered.max(initial=0)))
-        # Draft k was put to the test where k were offered and those before it accepted.
-        reached = (place < offered[:, None]) & (place <= accepted[:, None])
-        survived = place < accepted[:, None]
-        tested = reached.sum(0)
-        fade = 0.5 ** (tested / MEMORY)
-        at = slice(0, len(place))
-        self._reached[at] = self._reached[at] * fade + tested
-        self._survived[at] = self._survived[at] * fade + (reached & survived).sum(0)
-        if confidence is not None and len(place):
-            self._follow(confidence[:, : len(place)], reached, survived)
+    def observe(self, confidence: Floats | None, depth: Ints, tested: Bools, survived: Bools) -> None:
+        """A round. All `[n, N]`; tested: drafts whose parent was accepted; survived: those that were accepted too
 
-    def _follow(self, confidence: Floats, reached: NDArray[np.bool_], survived: NDArray[np.bool_]) -> None:
+        A request was tried at a depth where any of its drafts there was tested.
+        """
+        tried, passed = _requests_at(depth, tested), _requests_at(depth, survived)
+        fade = 0.5 ** (tried / MEMORY)
+        self._reached = self._reached * fade + tried
+        self._survived = self._survived * fade + passed
+        if confidence is not None:
+            self._follow(confidence, depth, tested, survived)
+
+    def _follow(self, confidence: Floats, depth: Ints, tested: Bools, survived: Bools) -> None:
         """One step down the gradient of the log-loss: d/dlog T of -log P = (y - p) z / T, with p = sigmoid(z / T)."""
-        at = slice(0, confidence.shape[1])
-        scaled = logit(np.nan_to_num(confidence, nan=0.0).clip(0, 1)) / np.exp(self._log[at])
-        slope = np.where(reached, (survived - sigmoid(scaled)) * scaled, 0.0).sum(0) / np.maximum(reached.sum(0), 1)
-        self._log[at] = (self._log[at] - LEARN * slope).clip(-2, 2)
+        at = (depth - 1).clip(0, POSITIONS - 1)
+        scaled = logit(np.nan_to_num(confidence, nan=0.0).clip(0, 1)) / np.exp(self._log)[at]
+        slopes = np.where(tested, (survived - sigmoid(scaled)) * scaled, 0.0)
+        slope = np.bincount(at.ravel(), slopes.ravel(), POSITIONS)
+        count = np.bincount(at.ravel(), tested.ravel(), POSITIONS)
+        self._log = (self._log - LEARN * slope / np.maximum(count, 1)).clip(-2, 2)
 
     @classmethod
     def from_json(cls, file: Path) -> "Calibration":
@@ -101,6 +95,14 @@ class Calibration:
             problem = 'holds no temperatures; expected {"version": 1, "temperatures": [1.1, ...]}; delete or replace it'
             raise PolicyError(str(file), 0, 0, problem) from None
         return cls(temperatures)
+
+
+def _requests_at(depth: Ints, which: Bools) -> Ints:
+    """int64 `[POSITIONS]`: how many requests have such a draft at each depth, from 1 on."""
+    has = np.zeros((len(depth), POSITIONS + 1), dtype=bool)
+    np.put_along_axis(has, np.where(which, depth, 0).clip(max=POSITIONS), True, axis=1)
+    found: Ints = has[:, 1:].sum(0)
+    return found
 
 
 def logit(chance: Floats) -> Floats:

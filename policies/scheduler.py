@@ -39,7 +39,7 @@ class FixedScheduler:
     depth: int | None
     nodes: int | None
 
-    def draft_depths(self, batch: Batch, expected: Floats) -> Ints:
+    def draft_depths(self, batch: Batch, expected: Floats, depth: Ints | None = None) -> Ints:
         wanted = self.depth if self.depth is not None else self.nodes
         return clipped(wanted or 0, batch)
 
@@ -58,7 +58,7 @@ class ThresholdScheduler:
 
     confidence: float
 
-    def draft_depths(self, batch: Batch, expected: Floats) -> Ints:
+    def draft_depths(self, batch: Batch, expected: Floats, depth: Ints | None = None) -> Ints:
         return batch.max_depth
 
     def select(self, batch: Batch, survival: Floats, depth: Ints | None = None) -> Bools:
@@ -75,7 +75,7 @@ class TableScheduler:
     points: tuple[tuple[float, int], ...]
     interpolate: str
 
-    def draft_depths(self, batch: Batch, expected: Floats) -> Ints:
+    def draft_depths(self, batch: Batch, expected: Floats, depth: Ints | None = None) -> Ints:
         value = batch.signals.get(self.by)
         if value is None:
             return batch.max_depth

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .calibration import Floats, Ints, logit, sigmoid
+from .batch import Floats, Ints
+from .calibration import logit, sigmoid
 from .reliability import Reliability, auc
 
 LEAST_SAMPLES = 100

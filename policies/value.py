@@ -45,7 +45,7 @@ class ValueScheduler:
         self._promised: int | None = None
         self._settled, self._settled_size = 0, 0
 
-    def draft_depths(self, batch: Batch, expected: Floats) -> Ints:
+    def draft_depths(self, batch: Batch, expected: Floats, depth: Ints | None = None) -> Ints:
         """Everybody as deep as allowed, or a plain step where drafting is not expected to pay."""
         if not self._cost.ready:
             return clipped(UNMEASURED_DEPTH, batch)
@@ -53,7 +53,7 @@ class ValueScheduler:
             self._settled -= 1
             return batch.max_depth
         before, self._probed = self._probed, None
-        if self._pays(batch, expected) or batch.min_depth.any():
+        if self._pays(batch, expected, depth) or batch.min_depth.any():
             self._plain_steps, self._patience = 0, FIRST_PROBE
             self._settled, self._settled_size = SETTLED, batch.size
             return batch.max_depth
@@ -69,11 +69,11 @@ class ValueScheduler:
         self._plain_steps, self._probed = 0, hope
         return batch.max_depth
 
-    def _pays(self, batch: Batch, expected: Floats) -> bool:
+    def _pays(self, batch: Batch, expected: Floats, depth: Ints | None) -> bool:
         """Whether the best round that history predicts beats a plain step by the margin."""
         if not batch.max_depth.any():
             return False
-        line = self._line(batch, expected, None, batch.min_depth)
+        line = self._line(batch, expected, depth, batch.min_depth)
         self._promised = None if self._speed is None else int(line.score.argmax())
         seconds = np.array([self._cost.plain_seconds(batch.size, batch.context)])
         plain = float(self._score(batch.weight.sum() / seconds, 1 / seconds)[0])
@@ -97,7 +97,10 @@ class ValueScheduler:
         gain = batch.weight[:, None] * survival
         free = allowed & ~forced
         # A child is worth at most its parent; the tiny term per depth puts the parent first where they are equal.
-        order = np.argsort(np.where(free, 1e-12 * at - gain, np.inf), axis=None)[: np.count_nonzero(free)]
+        # Siblings that are equal enter in the order they were drawn in, which rejection goes by: a stable sort.
+        order = np.argsort(np.where(free, 1e-12 * at - gain, np.inf), axis=None, kind="stable")[
+            : np.count_nonzero(free)
+        ]
         rows = np.arange(len(order) + 1) + (batch.size + np.count_nonzero(forced))
         seconds = self._cost.round_seconds(batch.size, rows, batch.context)
         value = _running(float(batch.weight.sum() + gain[forced].sum()), gain.ravel()[order])

@@ -23,6 +23,8 @@ from torch import Tensor
 
 from dspark_sgl.kernels.draft_chain import ChainDraw
 from dspark_sgl.kernels.linear import linear
+from dspark_sgl.kernels.tree_children import TreeDraw
+from dspark_sgl.kernels.tree_draft import Children, TreeShape, grow_tree
 
 from .draft_model import DraftHead, hot_vocabulary, load_draft
 from .protocol import Commit, Drafter, DrafterContext, Proposal, Round
@@ -48,6 +50,7 @@ class BlockShape:
 class BlockDrafter(Drafter):
     """Anchor and mask tokens through the backbone; a subclass draws the tokens."""
 
+    trees: ClassVar[bool] = True
     uses_target_hidden: ClassVar[bool] = True
 
     def __init__(self, context: DrafterContext) -> None:
@@ -86,6 +89,10 @@ class BlockDrafter(Drafter):
     def _draw(self, logits: Tensor, hidden: Tensor, anchors: Tensor, draw: ChainDraw) -> Proposal:
         """A chain per request from base logits `[bs, D, Vq]` and features `[bs, D, H]`."""
 
+    @abstractmethod
+    def _children(self, logits: Tensor, hidden: Tensor) -> Children:
+        """What may follow each node of a tree, from the same."""
+
     @property
     def block(self) -> int:
         return self._block
@@ -98,8 +105,18 @@ class BlockDrafter(Drafter):
         depth = min(max(round.depths), self._block)
         hidden = self._backbone(round)[:, :depth]
         logits = self._head.logits(hidden.flatten(0, 1)).view(*hidden.shape[:2], -1)
+        if round.tree is not None:
+            return self._tree(self._children(logits, hidden), round, round.tree)
         draw = ChainDraw(self._head.vocab, round.temperature, round.greedy, round.generator)
         return self._draw(logits, hidden, round.anchors, draw)
+
+    def _tree(self, children: Children, round: Round, shape: TreeShape) -> Proposal:
+        draw = None
+        if round.temperature is not None:
+            draw = TreeDraw(round.temperature, round.greedy, round.generator)
+        depths = torch.tensor(round.depths, device=round.anchors.device)
+        tree = grow_tree(children, round.anchors, depths, shape, draw)
+        return Proposal(tree.tokens, tree.parents, confidence=tree.chance, drawn=tree.drawn)
 
     def observe(self, commit: Commit) -> None:
         """Write the context KV: every draft layer's own keys and values of `H_ctx = hidden_norm(fc(hidden))`."""

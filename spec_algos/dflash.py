@@ -15,6 +15,7 @@ from sglang.srt.speculative.dflash_utils import parse_dflash_draft_config
 from torch import Tensor
 
 from dspark_sgl.kernels.draft_chain import ChainDraw, certainty, draw_at_once
+from dspark_sgl.kernels.tree_draft import IndependentChildren
 
 from .block import BlockDrafter, BlockShape
 from .protocol import Proposal
@@ -36,3 +37,6 @@ class DFlashDrafter(BlockDrafter):
     def _draw(self, logits: Tensor, hidden: Tensor, anchors: Tensor, draw: ChainDraw) -> Proposal:
         chain = draw_at_once(logits, draw)
         return Proposal(chain.tokens, None, chain.distribution, chain.token_probs, certainty(logits))
+
+    def _children(self, logits: Tensor, hidden: Tensor) -> IndependentChildren:
+        return IndependentChildren(logits, self._head.vocab)

@@ -14,13 +14,15 @@ from torch import Tensor
 
 from dspark_sgl.kernels.draft_chain import ChainDraw
 from dspark_sgl.kernels.sequential_head import Linear, SequentialHead, confidence, draft_chain
+from dspark_sgl.kernels.tree_draft import MarkovChildren
 
 from .block import BlockDrafter, BlockShape
 from .protocol import DrafterContext, Proposal
 
 
 class DSparkDrafter(BlockDrafter):
-    """A chain drawn left to right, with the confidence that the draft was trained to state."""
+    """A chain drawn left to right, with the confidence that the draft was trained to state; or a tree, every branch of
+    it conditioned on its own tokens."""
 
     algorithm: ClassVar[str] = "DSPARK_SGL"
 
@@ -44,6 +46,9 @@ class DSparkDrafter(BlockDrafter):
         if self._confidence is not None:
             scores = confidence(self._markov, self._confidence, hidden, anchors, chain.tokens)
         return Proposal(chain.tokens, None, chain.distribution, chain.token_probs, scores)
+
+    def _children(self, logits: Tensor, hidden: Tensor) -> MarkovChildren:
+        return MarkovChildren(self._markov, logits, hidden, self._head.vocab, self._confidence)
 
 
 def _linear(module: Any) -> Linear:

@@ -15,6 +15,8 @@ from torch import Generator, Tensor
 
 if TYPE_CHECKING:
     from dspark_sgl.kernels.rejection import DraftDistribution
+    from dspark_sgl.kernels.tree_children import NodeDistributions
+    from dspark_sgl.kernels.tree_draft import TreeShape
 
 
 class History(ABC):
@@ -43,6 +45,7 @@ class Round:
     req_slots: int64 `[bs]`, rows of SGLang's request-to-token table
     cache_locs: int64 `[bs, S]`, KV slots of positions `lens .. lens + S - 1`, `S` = the server's draft tokens > block
     depths: how deep each request may be drafted (host); 0 = not at all
+    tree: the size of the trees to draft, for a drafter that says `trees`; None for chains
     temperature: float32 `[bs]`, or None when every request is greedy; greedy: bool `[bs]`
     generator: the round's only source of randomness, the same on every tensor-parallel rank
     """
@@ -57,6 +60,7 @@ class Round:
     temperature: Tensor | None
     greedy: Tensor
     generator: Generator
+    tree: TreeShape | None = None
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,8 @@ class Proposal:
 
     tokens: int64 `[bs, N]`, a parent before its children
     parents: int64 `[bs, N]`: 0 = the anchor, `m + 1` = node `m`, -1 = no node; None = chains
-    distribution, token_probs: what the tokens of a chain were drawn from and its value at each; None when they were
-        chosen deterministically. Then acceptance is by match, which is exact for any choice
+    distribution, token_probs: what the tokens of a chain were drawn from and its value at each; drawn: the same of a
+        tree. None when they were chosen deterministically: then acceptance is by match, which is exact for any choice
     confidence: float32 `[bs, N]`, chance that a node survives given that its parent did, or None. 0 where there is no
         draft: such a node and what follows it is never verified. It may read a node's ancestors, and the node itself
         only where tokens are chosen deterministically: a drawn token that decides about its own verification biases it
@@ -77,6 +81,7 @@ class Proposal:
     distribution: DraftDistribution | None = None
     token_probs: Tensor | None = None
     confidence: Tensor | None = None
+    drawn: NodeDistributions | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,8 @@ class Drafter(ABC):
     algorithm: ClassVar[str]
     default_depth: ClassVar[int] = 7
     """How deep to draft where neither the server's settings nor the checkpoint say."""
+    trees: ClassVar[bool] = False
+    """It drafts trees where `Round.tree` asks for them. One that drafts nothing else says `max_nodes` instead."""
     uses_target_hidden: ClassVar[bool] = False
     """`Commit.hidden` carries hidden states of the target: of the layers that the draft checkpoint names."""
     final_hidden: ClassVar[bool] = False
@@ -124,7 +131,7 @@ class Drafter(ABC):
 
     @property
     def max_nodes(self) -> int:
-        """The most nodes it proposes for one request; `block` for a chain."""
+        """The most nodes it proposes for one request where `Round.tree` is None; `block` for a chain."""
         return self.block
 
     @property

@@ -32,6 +32,23 @@ def test_acceptance_is_counted_where_a_draft_was_put_to_the_test():
     assert found.by_position == [4 / 5, 2 / 3, 1.0]
 
 
+def test_the_branches_of_trees_are_counted_by_what_went_before():
+    def tree(offered: int, *ranks: int) -> RecordedRound:
+        return RecordedRound("a", 0.0, offered, len(ranks), None, nodes=8, ranks=list(ranks))
+
+    found = Acceptance.of([tree(3, 0, 1), tree(2, 2), tree(1), tree(3, 1, 0, 0), *rounds((2, 2))])
+    assert found.accepted_length == (3 + 2 + 1 + 4 + 3) / 5
+    # Sides: three accepted; the likeliest child failed there, and at the ends of the first three rounds.
+    # After a likeliest child: 0 -> 1 and 0 -> 0 go on. After a side: 1 ends, 2 ends, 1 -> 0 goes on.
+    assert found.entry()["tree"] == {
+        "nodes": 8.0,
+        "side_accepted": 3 / 6,
+        "continued_after_first": 1.0,
+        "continued_after_side": 1 / 3,
+    }
+    assert "tree" not in Acceptance.of(rounds((2, 2))).entry()
+
+
 def test_a_draft_that_was_never_reached_has_no_share():
     assert Acceptance.of(rounds((2, 0), (2, 0))).by_position == [0.0, None]
     assert Acceptance.of([]).entry()["accepted_length"] is None

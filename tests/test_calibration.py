@@ -11,10 +11,19 @@ from hypothesis import strategies as st
 
 from dspark_sgl.policies.calibration import Calibration
 from dspark_sgl.policies.errors import PolicyError
+from dspark_sgl.policies.forest import Forest
 
 
 def sigmoid(value: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-value))
+
+
+def observe(calibration: Calibration, confidence: np.ndarray | None, offered: list[int], accepted: list[int]) -> None:
+    """A round of chains: so many drafts offered, so many accepted."""
+    chains = Forest.chains(len(offered), max(offered))
+    verified = chains.depth <= np.array(offered)[:, None]
+    survived = chains.depth <= np.array(accepted)[:, None]
+    calibration.observe(confidence, chains.depth, chains.tested(verified, survived), survived)
 
 
 def rounds(calibration: Calibration, sharpness: float, count: int, seed: int = 0) -> None:
@@ -24,7 +33,7 @@ def rounds(calibration: Calibration, sharpness: float, count: int, seed: int = 0
         logits = dice.normal(0.5, 1.2, (8, 4))
         lucky = dice.random((8, 4)) < sigmoid(logits)
         accepted = lucky.cumprod(1).sum(1)
-        calibration.observe(sigmoid(sharpness * logits), np.full(8, 4), accepted)
+        observe(calibration, sigmoid(sharpness * logits), [4] * 8, accepted.tolist())
 
 
 @pytest.mark.parametrize("sharpness", [0.5, 1.0, 2.0])
@@ -47,7 +56,7 @@ def test_survival_is_what_is_accepted():
 def test_expected_is_the_running_acceptance():
     calibration = Calibration()
     for _ in range(200):
-        calibration.observe(None, np.array([3, 3, 3, 3]), np.array([3, 1, 0, 0]))
+        observe(calibration, None, [3, 3, 3, 3], [3, 1, 0, 0])
     assert calibration.expected(2, 3)[1] == pytest.approx([0.5, 0.25, 0.25], abs=0.03)
 
 
@@ -55,7 +64,7 @@ def test_it_forgets():
     calibration = Calibration()
     for accepted in (4, 0):
         for _ in range(500):
-            calibration.observe(None, np.full(8, 4), np.full(8, accepted))
+            observe(calibration, None, [4] * 8, [accepted] * 8)
     assert calibration.expected(1, 1)[0, 0] < 0.05
 
 
@@ -69,7 +78,7 @@ def test_what_is_no_probability_counts_as_nothing(confidence: list[float]):
     assert (np.diff(survival) <= 0).all()
     if any(wrong):
         assert (survival[wrong.index(True) :] < 1e-5).all()
-    calibration.observe(np.array([confidence]), np.array([len(confidence)]), np.array([0]))
+    observe(calibration, np.array([confidence]), [len(confidence)], [0])
     assert np.isfinite(calibration.temperatures).all()
 
 

@@ -12,6 +12,7 @@ from dspark_sgl.governor import Governor
 from dspark_sgl.load import LoadMeter
 from dspark_sgl.policies.calibration import Calibration
 from dspark_sgl.policies.cost import CostModel
+from dspark_sgl.policies.forest import Forest
 from dspark_sgl.policies.hardware import HardwareSampler
 from dspark_sgl.policies.signals import RequestSignals
 from dspark_sgl.policy_watch import PolicyWatch
@@ -33,13 +34,16 @@ def test_a_confidence_of_zero_is_the_end_of_a_chain(tmp_path: Path, schedule: st
     policy.write_text(f"version: 1\nschedule: {schedule}\ndepth: {{min: 2}}\n")
     calibration = Calibration()
     watch, cost = PolicyWatch(str(policy)), CostModel.from_points([])
-    governor = Governor(watch, BLOCK, cost, calibration, LoadMeter(HardwareSampler()), None, None)
+    governor = Governor(watch, BLOCK, 0, cost, calibration, LoadMeter(HardwareSampler()), None, None)
     watch.close()
     plan = governor.plan(requests(4))
     assert min(plan.depths) >= 2
     confidence = np.array([[0.9, 0.9, 0.9, 0.9], [0.9, 0.0, 0.9, 0.9], [0.0] * 4, [0.9, math.nan, 0.9, 0.9]])
-    offered = governor.select(confidence[:, : max(plan.depths)])
-    assert offered == [plan.depths[0], 1, 0, 1]
+    deepest = max(plan.depths)
+    verified = governor.select(Forest.chains(4, deepest), confidence[:, :deepest])
+    assert verified.sum(1).tolist() == [plan.depths[0], 1, 0, 1]
     before = calibration.expected(1, BLOCK)[0, 0]
-    governor.learn([offered[0] + 1, 2, 1, 2])
+    accepted = np.array([plan.depths[0], 1, 0, 1])
+    rows = np.arange(deepest + 1)
+    governor.learn(np.where(rows <= accepted[:, None], rows, -1))
     assert calibration.expected(1, BLOCK)[0, 0] > before, "a draft that was not there has not been rejected"

@@ -57,7 +57,7 @@ def tree_match(p: Tensor, q: Tensor, anchors: Tensor, g: torch.Generator) -> tup
     second = q[first].argmax(-1)
     drafts = torch.cat([first, second], dim=1)
     parents = torch.tensor([0, 0, 1, 2]).expand(len(anchors), 4)
-    layout = tree_layout(anchors, drafts, parents, [2] * len(anchors))
+    layout = tree_layout(anchors, drafts, parents, torch.ones_like(parents, dtype=torch.bool))
     return layout, walk(layout, layout.pad(draw(layout.pack(p[layout.tokens]), g)))
 
 
@@ -161,7 +161,7 @@ def test_walk_follows_the_target(seed: int) -> None:
     bs, nodes = 1 + seed % 4, 1 + seed % 8
     drafts = torch.randint(3, (bs, nodes), generator=g)
     parents = torch.stack([torch.randint(0, n + 1, (bs,), generator=g) for n in range(nodes)], dim=1)
-    layout = tree_layout(torch.zeros(bs, dtype=torch.int64), drafts, parents, [nodes] * bs)
+    layout = tree_layout(parents.new_zeros(bs), drafts, parents, torch.ones_like(parents, dtype=torch.bool))
     target = torch.randint(3, (bs, layout.max_width), generator=g)
     accepted = walk(layout, target)
     for i in range(bs):

@@ -37,7 +37,7 @@ def test_chain_is_a_tree_of_width_one(seed: int) -> None:
     anchors, drafts = torch.arange(bs), torch.randint(100, (bs, depth), generator=g)
     chain = chain_layout(anchors, drafts, depths)
     parents = torch.arange(depth).expand(bs, depth)
-    tree = tree_layout(anchors, drafts, parents, depths)
+    tree = tree_layout(anchors, drafts, parents, parents < torch.tensor(depths)[:, None])
     assert chain.widths == tree.widths
     assert torch.equal(chain.tokens, tree.tokens)
     assert torch.equal(chain.parents, tree.parents)
@@ -45,12 +45,15 @@ def test_chain_is_a_tree_of_width_one(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_tree_keeps_exactly_the_paths_within_depth(seed: int) -> None:
+def test_tree_keeps_exactly_the_chosen_paths(seed: int) -> None:
     bs, nodes = 1 + seed % 3, 1 + seed % 9
     anchors, tokens, parents = random_tree(bs, nodes, seed)
     g = torch.Generator().manual_seed(1000 + seed)
-    depths = torch.randint(0, 5, (bs,), generator=g).tolist()
-    layout = tree_layout(anchors, tokens, parents, depths)
+    keep = torch.rand(bs, nodes, generator=g) < 0.7
+    for node in range(nodes):
+        up = parents[:, node]
+        keep[:, node] &= (up <= 0) | keep.gather(1, (up - 1).clamp(min=0)[:, None])[:, 0]
+    layout = tree_layout(anchors, tokens, parents, keep)
     for i in range(bs):
         wanted = {(int(anchors[i]),)}
         for node in range(nodes):
@@ -60,7 +63,7 @@ def test_tree_keeps_exactly_the_paths_within_depth(seed: int) -> None:
             while row > 0:
                 path.append(int(tokens[i, row - 1]))
                 row = int(parents[i, row - 1])
-            if len(path) <= depths[i]:
+            if keep[i, node]:
                 wanted.add((int(anchors[i]), *reversed(path)))
         assert paths(layout, i) == wanted
         for row in range(1, layout.widths[i]):
@@ -72,7 +75,7 @@ def test_tree_keeps_exactly_the_paths_within_depth(seed: int) -> None:
 def test_ancestor_mask_is_the_transitive_closure(seed: int) -> None:
     bs, nodes = 1 + seed % 3, 1 + seed % 9
     anchors, tokens, parents = random_tree(bs, nodes, seed)
-    layout = tree_layout(anchors, tokens, parents, [64] * bs)
+    layout = tree_layout(anchors, tokens, parents, torch.ones_like(tokens, dtype=torch.bool))
     mask, start = layout.ancestor_mask(), 0
     for i, width in enumerate(layout.widths):
         for row in range(width):
@@ -92,6 +95,14 @@ def test_pack_and_pad_are_inverse() -> None:
     assert layout.owner.tolist() == [0] * 5 + [1] + [2] * 3
 
 
-def test_a_child_before_its_parent_is_refused() -> None:
-    with pytest.raises(ValueError, match="precede"):
-        tree_layout(torch.tensor([1]), torch.tensor([[2, 3]]), torch.tensor([[2, 0]]), [4])
+@pytest.mark.parametrize(
+    ("parents", "keep", "complaint"),
+    [
+        ([2, 0], [True, True], "precede"),
+        ([-1, 1], [True, True], "absent"),
+        ([0, 1], [False, True], "absent"),
+    ],
+)
+def test_a_tree_that_does_not_hang_together_is_refused(parents: list[int], keep: list[bool], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        tree_layout(torch.tensor([1]), torch.tensor([[2, 3]]), torch.tensor([parents]), torch.tensor([keep]))

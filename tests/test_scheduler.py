@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from dspark_sgl.policies.batch import Batch, Scheduler
 from dspark_sgl.policies.calibration import Calibration
 from dspark_sgl.policies.cost import CostModel, CostPoint
+from dspark_sgl.policies.forest import Forest
 from dspark_sgl.policies.language import (
     FixedSchedule,
     Schedule,
@@ -247,7 +248,10 @@ def test_a_drafter_without_confidence_comes_back_when_its_drafts_get_good(reques
             if rounds[step]:
                 offered = np.minimum(scheduler.select(batch, expected).sum(1), depth)
                 accepted = (dice.random((requests, 4)) < chance).cumprod(1).sum(1)
-                calibration.observe(None, offered, np.minimum(accepted, offered))
+                chains = Forest.chains(requests, 4)
+                survived = chains.depth <= np.minimum(accepted, offered)[:, None]
+                tested = chains.tested(chains.depth <= offered[:, None], survived)
+                calibration.observe(None, chains.depth, tested, survived)
         return rounds
 
     assert drafted(0.0, 6000)[1000:].mean() < 0.01
@@ -262,6 +266,15 @@ def test_the_least_depth_of_a_tree_takes_its_likeliest_nodes_until_one_is_deep_e
     for schedule in (ThroughputSchedule(), ThresholdSchedule(0.9), FixedSchedule(nodes=1)):
         kept = make_scheduler(schedule, dear, 0.0, "early_stop").select(batch, survival, depth)
         assert kept.tolist() == [[True, True, True, False]]
+
+
+def test_a_least_depth_does_not_ask_what_hangs_from_a_draft():
+    """Two children of the anchor; the second has a child, or none. A drawn draft must be kept or not all the same."""
+    batch = batch_of([2], [2], [1.0])
+    scheduler = make_scheduler(ThresholdSchedule(0.9), cost_of([0.03, 0.04]), 0.0, "early_stop")
+    with_child = scheduler.select(batch, np.array([[0.5, 0.4, 0.2]]), np.array([[1, 1, 2]]))
+    without = scheduler.select(batch, np.array([[0.5, 0.4, 0.0]]), np.array([[1, 1, 0]]))
+    assert with_child.tolist() == [[True, True, True]] and without.tolist() == [[True, True, False]]
 
 
 def test_the_drafts_own_cost_counts():

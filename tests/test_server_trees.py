@@ -1,0 +1,166 @@
+"""A real server that drafts trees against the same server without speculation: same tokens, whatever is asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dspark_sgl.server import Answer, Server
+
+from .conftest import SHARED, Boots, chat, edit
+from .test_server import together
+
+pytestmark = [pytest.mark.server, pytest.mark.timeout(1200)]
+
+PROMPT = chat("Write a python function to sort a list.")
+SHAPES = {
+    "whole trees of 32": "schedule: {kind: fixed, depth: 64}\nshape: {kind: tree, max_nodes: 32, branch: 4}\n",
+    "the best 7 of 32 each": "schedule: {kind: fixed, nodes: 7}\nshape: {kind: tree, max_nodes: 32, branch: 4}\n",
+    "what pays": "schedule: {kind: throughput}\nshape: {kind: auto, max_nodes: 32}\n",
+    "not below depth 2": "schedule: {kind: threshold, confidence: 0.3}\ndepth: {min: 2}\nshape: {kind: tree}\n",
+}
+
+
+def policy_text(shape: str) -> str:
+    return f"version: 1\nname: trees\n{SHAPES[shape]}"
+
+
+@pytest.fixture(scope="module")
+def tree_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("trees") / "trees.yaml"
+    file.write_text(policy_text("whole trees of 32"))
+    return file
+
+
+@pytest.fixture(scope="module")
+def tree_server(boots: Boots, target: Path, tree_policy: Path) -> Server:
+    speculate = ["--speculative-algorithm", "DSPARK_SGL", "--dspark-policy", str(tree_policy)]
+    boots.start("trees", ["--model-path", str(target), *SHARED, *speculate])
+    return boots.server("trees")
+
+
+@pytest.fixture(scope="module")
+def plain_answers(plain_server: Server, prompts: list[str]) -> list[Answer]:
+    return together(plain_server, prompts, temperature=0, max_new_tokens=64)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_greedy_tokens_are_those_of_plain_decoding(
+    tree_server: Server, tree_policy: Path, plain_answers: list[Answer], prompts: list[str], shape: str
+) -> None:
+    """Eight at a time, twice: the second time prompts and answers are in the radix cache, the draft's context too."""
+    edit(tree_server, tree_policy, policy_text(shape))
+    tree_server.flush()
+    for _ in range(2):
+        answers = together(tree_server, prompts, temperature=0, max_new_tokens=64)
+        assert [a.tokens for a in answers] == [a.tokens for a in plain_answers]
+
+
+def test_a_tree_saves_more_rounds_than_a_chain(tree_server: Server, tree_policy: Path, prompts: list[str]) -> None:
+    edit(tree_server, tree_policy, policy_text("whole trees of 32"))
+
+    def rounds(limit: dict[str, Any]) -> int:
+        answers = together(tree_server, prompts, temperature=0, max_new_tokens=64, **limit)
+        return sum(answer.meta["spec_verify_ct"] for answer in answers)
+
+    tree = rounds({})
+    edit(tree_server, tree_policy, "version: 1\nname: chains\nschedule: {kind: fixed, depth: 64}\n")
+    assert tree < 0.9 * rounds({})
+
+
+@pytest.fixture
+def whole_trees(tree_server: Server, tree_policy: Path) -> Server:
+    edit(tree_server, tree_policy, policy_text("whole trees of 32"))
+    return tree_server
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"frequency_penalty": 0.7},
+        {"logit_bias": {"198": -3.0, "30": 2.0}},
+        {"regex": r"(yes|no), because [a-z ]{10,40}\."},
+        {"json_schema": json.dumps({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]})},
+        {"stop": ["\n\n"]},
+    ],
+    ids=lambda params: next(iter(params)),
+)
+def test_what_shapes_the_logits_shapes_them_the_same(
+    whole_trees: Server, plain_server: Server, params: dict[str, Any]
+) -> None:
+    wanted = plain_server.generate(PROMPT, temperature=0, max_new_tokens=40, **params)
+    got = whole_trees.generate(PROMPT, temperature=0, max_new_tokens=40, **params)
+    assert got.tokens == wanted.tokens
+
+
+def test_unlike_requests_share_a_batch(whole_trees: Server, plain_server: Server, prompts: list[str]) -> None:
+    """Penalties (no drafts), a grammar, sampling and a depth limit beside requests that want nothing special."""
+    special: list[dict[str, Any]] = [
+        {},
+        {"frequency_penalty": 0.6},
+        {"regex": r"[a-z ]{20,60}\."},
+        {"custom_params": {"dspark": {"max_depth": 2}}},
+    ]
+
+    def ask(server: Server, sampled: bool) -> Callable[[int], tuple[int, ...]]:
+        def one(index: int) -> tuple[int, ...]:
+            warm = 1.0 if sampled and index >= 8 else 0.0
+            asked = {"temperature": warm, "max_new_tokens": 32, **special[index % 4]}
+            return server.generate(prompts[index % 8], **asked).tokens
+
+        return one
+
+    with ThreadPoolExecutor(12) as pool:
+        wanted = list(pool.map(ask(plain_server, False), range(8)))
+        got = list(pool.map(ask(whole_trees, True), range(12)))
+    assert got[:8] == wanted
+
+
+def test_logprobs_are_those_of_plain_decoding(whole_trees: Server, plain_server: Server) -> None:
+    body = {
+        "text": PROMPT,
+        "return_logprob": True,
+        "logprob_start_len": 0,
+        "top_logprobs_num": 2,
+        "sampling_params": {"temperature": 0, "max_new_tokens": 20},
+    }
+    wanted, got = plain_server.post("/generate", body)["meta_info"], whole_trees.post("/generate", body)["meta_info"]
+    for name in ("output_token_logprobs", "input_token_logprobs"):
+        assert len(got[name]) == len(wanted[name])
+        for (value, token, _), (other, same, _) in zip(got[name], wanted[name], strict=True):
+            assert token == same
+            if value is not None:
+                assert value == pytest.approx(other, abs=1e-3)
+    tops = zip(got["output_top_logprobs"], wanted["output_top_logprobs"], strict=True)
+    assert all([t for _, t, _ in a] == [t for _, t, _ in b] for a, b in tops)
+
+
+def test_generation_up_to_the_context_length(whole_trees: Server, plain_server: Server) -> None:
+    """The last tree does not fit any more; its rows past the end must not touch a neighbour's slots."""
+    wanted = plain_server.generate("Once", temperature=0, max_new_tokens=382, ignore_eos=True)
+    got = whole_trees.generate("Once", temperature=0, max_new_tokens=382, ignore_eos=True)
+    assert len(wanted.tokens) > 370 and got.tokens == wanted.tokens
+
+
+def test_retracted_requests_come_back_as_they_were(whole_trees: Server, plain_server: Server) -> None:
+    """More requests than the KV pool can hold to their end."""
+    asked = [chat(f"Count upwards from {start}.") for start in range(1, 15)]
+
+    def answers(server: Server) -> list[tuple[int, ...]]:
+        with ThreadPoolExecutor(len(asked)) as pool:
+            sampling = {"temperature": 0, "max_new_tokens": 160, "ignore_eos": True}
+            return list(pool.map(lambda prompt: server.generate(prompt, **sampling).tokens, asked))
+
+    assert answers(whole_trees) == answers(plain_server)
+
+
+def test_a_larger_tree_than_there_is_room_for_is_cut(tree_server: Server, tree_policy: Path) -> None:
+    edit(tree_server, tree_policy, "version: 1\nschedule: {kind: throughput}\nshape: {kind: tree, max_nodes: 99}\n")
+    answer = tree_server.generate(PROMPT, temperature=0, max_new_tokens=16)
+    assert len(answer.tokens) == 16
+    assert tree_server.log.count("trees of 99 nodes are cut to 32") == 1
