@@ -11,6 +11,7 @@ and the tests judge what the trials brought.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -45,8 +46,13 @@ METHODS = {
     "match": "schedule: {kind: fixed, depth: 4}\naccept: {method: match}\n",
     # How deep depends on the confidence of what was drafted: the case that a careless scheduler gets wrong.
     "by confidence": "schedule: {kind: threshold, confidence: 0.25}\naccept: {method: rejection}\n",
+    "tree": "schedule: {kind: fixed, depth: 4}\nshape: {kind: tree, max_nodes: 14, branch: 4}\n",
+    "pruned tree": "schedule: {kind: threshold, confidence: 0.1}\nshape: {kind: tree, max_nodes: 14, branch: 4}\n",
+    "tree by match": "schedule: {kind: fixed, nodes: 7}\nshape: {kind: tree, max_nodes: 14}\naccept: {method: match}\n",
 }
-DRAWN, CHOSEN = ("rejection", "match"), ("match",)
+DRAWN, CHOSEN, TREES = ("rejection", "match"), ("match",), ("tree", "pruned tree", "tree by match")
+ROOM = 16
+"""Draft tokens that KV is reserved for: policies change under the running server, the room does not."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +65,8 @@ class Algorithm:
 
 
 ALGORITHMS = (
-    Algorithm("DSPARK_SGL", (*DRAWN, "by confidence"), tiny_models.write_draft),
-    Algorithm("DFLASH_SGL", DRAWN, tiny_drafts.write_dflash),
+    Algorithm("DSPARK_SGL", (*DRAWN, "by confidence", *TREES), tiny_models.write_draft),
+    Algorithm("DFLASH_SGL", (*DRAWN, *TREES), tiny_drafts.write_dflash),
     Algorithm("EAGLE3_SGL", DRAWN, tiny_drafts.write_eagle3),
     Algorithm("MTP_SGL", DRAWN, tiny_drafts.write_mtp),
     Algorithm("NGRAM_SGL", CHOSEN),
@@ -70,11 +76,11 @@ ALGORITHMS = (
 
 def settings(algorithm: Algorithm, method: str) -> tuple[tuple[float, float], ...]:
     """Match draws from the target alone, whoever drafted: what filters do there, the first algorithm shows for all."""
-    return SETTINGS[:1] if method == "match" and algorithm is not ALGORITHMS[0] else SETTINGS
+    return SETTINGS[:1] if "match" in method and algorithm is not ALGORITHMS[0] else SETTINGS
 
 
 SAMPLINGS = [(a, method, setting) for a in ALGORITHMS for method in a.methods for setting in settings(a, method)]
-every_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS, ids=[a.name for a in ALGORITHMS])
+GREEDY = [(a, method) for a in ALGORITHMS for method in (a.methods[0], "tree") if method in a.methods]
 every_sampling = pytest.mark.parametrize(
     ("algorithm", "method", "setting"), SAMPLINGS, ids=[f"{a.name}-{method}-{s[0]}" for a, method, s in SAMPLINGS]
 )
@@ -118,9 +124,9 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Trial:
-    """By depth, and by method and setting."""
+    """By method and depth, and by method and setting."""
 
-    greedy: dict[int, Greedy]
+    greedy: dict[tuple[str, int], Greedy]
     sampled: dict[tuple[str, tuple[float, float]], Sampled]
 
 
@@ -131,12 +137,16 @@ def run_trial(algorithm: Algorithm, prompts: Sequence[list[int]], folder: Path) 
     arguments = [
         *("--model-path", str(folder / "target"), *draft, "--speculative-algorithm", algorithm.name),
         *("--speculative-num-steps", str(tiny_models.GAMMA), "--dspark-policy", str(policy)),
+        *("--speculative-num-draft-tokens", str(ROOM)),
         *("--dtype", "float32", "--skip-tokenizer-init", "--skip-server-warmup", "--chunked-prefill-size", "64"),
         *("--max-total-tokens", "8192", "--max-running-requests", str(PER_REQUEST)),
     ]
-    with Server(arguments, {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}) as server:
-        greedy = {depth: run_greedy(server, prompts, depth) for depth in DEPTHS}
-        sampled = {}
+    paths = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    with Server(arguments, {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}) as server:
+        greedy, sampled = {}, {}
+        for method in [method for a, method in GREEDY if a is algorithm]:
+            edit(server, policy, policy_text(method))
+            greedy |= {(method, depth): run_greedy(server, prompts, depth) for depth in DEPTHS}
         for method in algorithm.methods:
             edit(server, policy, policy_text(method))
             sampled |= {(method, s): run_sampling(server, *s) for s in settings(algorithm, method)}
@@ -245,16 +255,20 @@ def greedy_texts(model: LlamaForCausalLM, prompts: torch.Tensor) -> torch.Tensor
     return texts[:, prompts.shape[1] :]
 
 
-@every_algorithm
+@pytest.mark.parametrize(("algorithm", "method"), GREEDY, ids=[f"{a.name}-{method}" for a, method in GREEDY])
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_greedy_tokens_are_the_targets(
-    algorithm: Algorithm, depth: int, trials: dict[Algorithm, Future[Trial]], examples: list[Example]
+    algorithm: Algorithm,
+    method: str,
+    depth: int,
+    trials: dict[Algorithm, Future[Trial]],
+    examples: list[Example],
 ) -> None:
-    found = trials[algorithm].result().greedy[depth]
+    found = trials[algorithm].result().greedy[method, depth]
     for texts in found.texts:
         assert texts == [example.wanted for example in examples]
     assert min(found.cached) >= 64
-    print(f"\n{algorithm.name}, depth {depth}: {found.drafts}")
+    print(f"\n{algorithm.name}, {method}, depth {depth}: {found.drafts}")
     assert found.drafts.verified > found.drafts.accepted > 20
 
 
@@ -263,7 +277,7 @@ def test_a_text_that_repeats_itself_is_drafted_well(
     algorithm: Algorithm, trials: dict[Algorithm, Future[Trial]]
 ) -> None:
     """By those that look back; random weights see no repetition."""
-    rounds = trials[algorithm].result().greedy[tiny_models.GAMMA].rounds[0]
+    rounds = trials[algorithm].result().greedy[algorithm.methods[0], tiny_models.GAMMA].rounds[0]
     assert (WRITTEN - 1) / rounds > 1.5
 
 
