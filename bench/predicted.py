@@ -40,11 +40,9 @@ FULL = "{kind: fixed, depth: 64}"
 SPECULATE = ("--speculative-algorithm", "DSPARK_SGL", "--dspark-policy")
 
 
-def write(file: Path, schedule: str) -> str:
+def policy_text(schedule: str) -> str:
     """A policy that does not refine the cost: the simulator is to be told what the profile says."""
-    text = f"version: 1\nname: arm\nschedule: {schedule}\ncost: {{refine: off}}\n"
-    file.write_text(text)
-    return text
+    return f"version: 1\nname: arm\nschedule: {schedule}\ncost: {{refine: off}}\n"
 
 
 def ask(server: Server, prompts: Sequence[str], users: int, tokens: int) -> tuple[float, float]:
@@ -55,14 +53,6 @@ def ask(server: Server, prompts: Sequence[str], users: int, tokens: int) -> tupl
         answers = list(pool.map(lambda prompt: server.generate(prompt, **ways), prompts))
     seconds = time.perf_counter() - start
     return seconds, float(np.mean([a.meta["prompt_tokens"] - a.meta["cached_tokens"] for a in answers]))
-
-
-def take_over(server: Server, file: Path, schedule: str) -> None:
-    """Rewrite the policy and wait until the server has it."""
-    reloads = server.report()["reloads"]["accepted"]
-    write(file, schedule)
-    while server.report()["reloads"]["accepted"] == reloads:
-        time.sleep(0.1)
 
 
 def step_seconds(server: Server) -> dict[str, np.ndarray]:
@@ -79,7 +69,7 @@ def learn(server: Server, file: Path, prompts: Sequence[str], block: int) -> tup
     """Acceptance by position, and how far steps lie from the profile, on prompts that are not measured later."""
     ratios = {}
     for kind, schedule in (("plain", SCHEDULES["off"]), ("round", FULL)):
-        take_over(server, file, schedule)
+        server.edit_policy(file, policy_text(schedule))
         before = step_seconds(server).get(kind, np.zeros(2))
         for users in (1, 8):
             ask(server, prompts[: 2 * users], users, 48)
@@ -127,7 +117,7 @@ def main() -> int:
     prompts = [prompt.text for prompt in eval_prompts(240)]
     measured, others = prompts[::2], prompts[1::2]
     file = Path(tempfile.mkdtemp()) / "arm.yaml"
-    write(file, FULL)
+    file.write_text(policy_text(FULL))
     points: list[dict[str, Any]] = []
     with Server(["--model-path", str(make_target()), *SPECULATE, str(file)]) as server:
         block = int(server.get("/server_info")["speculative_num_steps"])
@@ -139,7 +129,7 @@ def main() -> int:
         print(f"prefill {1e3 * base:.1f} ms + {1e6 * per_token:.0f} us a token\n")
         print("policy        users   predicted    measured    ratio")
         for name, schedule in SCHEDULES.items():
-            take_over(server, file, schedule)
+            server.edit_policy(file, policy_text(schedule))
             policy = parse_policy(file.read_text())
             for users in map(int, options.concurrency.split(",")):
                 chosen = measured[: users * options.per_user]

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-START_TIMEOUT_S = 600
+START_TIMEOUT_S, RELOAD_TIMEOUT_S = 600, 60
 
 
 class ServerError(RuntimeError):
@@ -155,6 +155,17 @@ class Server:
         """Our own section of `/server_info`."""
         state = self.get("/server_info")["internal_states"][0]
         return dict(state.get("dspark", {}))
+
+    def edit_policy(self, file: Path, text: str) -> None:
+        """Save the policy file that the server follows and wait until it is in force."""
+        if file.read_text() == text:
+            return
+        done, end = self.report()["reloads"]["accepted"], time.monotonic() + RELOAD_TIMEOUT_S
+        file.write_text(text)
+        while self.report()["reloads"]["accepted"] == done:
+            if time.monotonic() > end:
+                raise ServerError(f"{file}: not in force after {RELOAD_TIMEOUT_S} s:\n{self._tail()}")
+            time.sleep(0.05)
 
     def _start(self) -> None:
         with self.log_file.open("wb") as log:

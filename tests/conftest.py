@@ -128,12 +128,3 @@ def seconds_until(condition: Callable[[], bool], limit: float = 20) -> float:
         assert time.monotonic() - start < limit, f"not so after {limit} s"
         time.sleep(0.02)
     return time.monotonic() - start
-
-
-def edit(server: Server, policy: Path, text: str) -> None:
-    """Save the policy of a running server and wait until it is in force."""
-    if policy.read_text() == text:
-        return
-    done = server.report()["reloads"]["accepted"]
-    policy.write_text(text)
-    seconds_until(lambda: server.report()["reloads"]["accepted"] > done)

@@ -27,7 +27,6 @@ from transformers import LlamaForCausalLM
 from dspark_sgl.server import Server
 
 from . import tiny_drafts, tiny_models
-from .conftest import edit
 from .three_tokens import Text, exact, p_value
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(1200)]
@@ -145,10 +144,10 @@ def run_trial(algorithm: Algorithm, prompts: Sequence[list[int]], folder: Path) 
     with Server(arguments, {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}) as server:
         greedy, sampled = {}, {}
         for method in [method for a, method in GREEDY if a is algorithm]:
-            edit(server, policy, policy_text(method))
+            server.edit_policy(policy, policy_text(method))
             greedy |= {(method, depth): run_greedy(server, prompts, depth) for depth in DEPTHS}
         for method in algorithm.methods:
-            edit(server, policy, policy_text(method))
+            server.edit_policy(policy, policy_text(method))
             sampled |= {(method, s): run_sampling(server, *s) for s in settings(algorithm, method)}
     return Trial(greedy, sampled)
 

@@ -12,7 +12,7 @@ import pytest
 
 from dspark_sgl.server import Server
 
-from .conftest import edit, seconds_until
+from .conftest import seconds_until
 
 pytestmark = pytest.mark.server
 
@@ -25,9 +25,9 @@ BROKEN = "version: 1\nname: edited\nschedule: {kind: fixed, depht: 4}\n"
 def server(spec_server: Server, policy: Path) -> Iterator[Server]:
     """The shared server under a policy of ours, for as long as this file's tests run."""
     before = policy.read_text()
-    edit(spec_server, policy, FIXED.format(depth=5))
+    spec_server.edit_policy(policy, FIXED.format(depth=5))
     yield spec_server
-    edit(spec_server, policy, before)
+    spec_server.edit_policy(policy, before)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 
 from dspark_sgl.server import Answer, Server
 
-from .conftest import SHARED, Boots, chat, edit
+from .conftest import SHARED, Boots, chat
 from .test_server import together
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(1200)]
@@ -54,7 +54,7 @@ def test_greedy_tokens_are_those_of_plain_decoding(
     tree_server: Server, tree_policy: Path, plain_answers: list[Answer], prompts: list[str], shape: str
 ) -> None:
     """Eight at a time, twice: the second time prompts and answers are in the radix cache, the draft's context too."""
-    edit(tree_server, tree_policy, policy_text(shape))
+    tree_server.edit_policy(tree_policy, policy_text(shape))
     tree_server.flush()
     for _ in range(2):
         answers = together(tree_server, prompts, temperature=0, max_new_tokens=64)
@@ -62,20 +62,20 @@ def test_greedy_tokens_are_those_of_plain_decoding(
 
 
 def test_a_tree_saves_more_rounds_than_a_chain(tree_server: Server, tree_policy: Path, prompts: list[str]) -> None:
-    edit(tree_server, tree_policy, policy_text("whole trees of 32"))
+    tree_server.edit_policy(tree_policy, policy_text("whole trees of 32"))
 
     def rounds(limit: dict[str, Any]) -> int:
         answers = together(tree_server, prompts, temperature=0, max_new_tokens=64, **limit)
         return sum(answer.meta["spec_verify_ct"] for answer in answers)
 
     tree = rounds({})
-    edit(tree_server, tree_policy, "version: 1\nname: chains\nschedule: {kind: fixed, depth: 64}\n")
+    tree_server.edit_policy(tree_policy, "version: 1\nname: chains\nschedule: {kind: fixed, depth: 64}\n")
     assert tree < 0.9 * rounds({})
 
 
 @pytest.fixture
 def whole_trees(tree_server: Server, tree_policy: Path) -> Server:
-    edit(tree_server, tree_policy, policy_text("whole trees of 32"))
+    tree_server.edit_policy(tree_policy, policy_text("whole trees of 32"))
     return tree_server
 
 
@@ -160,7 +160,9 @@ def test_retracted_requests_come_back_as_they_were(whole_trees: Server, plain_se
 
 
 def test_a_larger_tree_than_there_is_room_for_is_cut(tree_server: Server, tree_policy: Path) -> None:
-    edit(tree_server, tree_policy, "version: 1\nschedule: {kind: throughput}\nshape: {kind: tree, max_nodes: 99}\n")
+    tree_server.edit_policy(
+        tree_policy, "version: 1\nschedule: {kind: throughput}\nshape: {kind: tree, max_nodes: 99}\n"
+    )
     answer = tree_server.generate(PROMPT, temperature=0, max_new_tokens=16)
     assert len(answer.tokens) == 16
     assert tree_server.log.count("trees of 99 nodes are cut to 32") == 1

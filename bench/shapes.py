@@ -1,0 +1,66 @@
+"""Single stream: chains, trees and `shape: auto`, in alternation on one server whose policy file is rewritten in between.
+
+    python -m bench.shapes [--nodes 16] [--algorithm DSPARK_SGL] [--draft D] [--rounds 5] [--prompts 6] [--tokens 64]
+
+All three verify what pays (`throughput`), so that they differ in what is drafted. Prints tokens/s, and the ratio to the
+better of chain and tree, round by round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from pathlib import Path
+
+from dspark_sgl.server import Server
+from dspark_sgl.target import make_target
+
+from .prompts import eval_prompts
+from .speed import one_pass, spread
+
+SHAPES = ("chain", "tree", "auto")
+
+
+def policy_text(shape: str, nodes: int) -> str:
+    size = "" if shape == "chain" else f", max_nodes: {nodes}"
+    return f"version: 1\nname: {shape}\nschedule: {{kind: throughput}}\nshape: {{kind: {shape}{size}}}\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--algorithm", default="DSPARK_SGL")
+    parser.add_argument("--draft")
+    parser.add_argument("--nodes", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--prompts", type=int, default=6)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    prompts = [prompt.text for prompt in eval_prompts(options.prompts)]
+    file = Path(tempfile.mkdtemp()) / "shape.yaml"
+    file.write_text(policy_text("tree", options.nodes))  # the server keeps KV for the tree of its first policy
+    arguments = ["--model-path", str(make_target()), "--speculative-algorithm", options.algorithm]
+    arguments += ["--dspark-policy", str(file)]
+    arguments += ["--speculative-draft-model-path", options.draft] if options.draft else []
+    speeds: dict[str, list[float]] = {shape: [] for shape in SHAPES}
+    with Server(arguments) as server:
+        for turn in range(-1, options.rounds):  # the first turn warms up
+            for shape in SHAPES if turn % 2 else reversed(SHAPES):
+                server.edit_policy(file, policy_text(shape, options.nodes))
+                measured = one_pass(server, prompts, options.tokens)
+                if turn >= 0:
+                    speeds[shape].append(measured.speed)
+    for shape, measured in speeds.items():
+        print(f"{shape:>7}: tokens/s {spread(measured)}")
+    better = max(("chain", "tree"), key=lambda shape: statistics.median(speeds[shape]))
+    ratios = [auto / other for auto, other in zip(speeds["auto"], speeds[better], strict=True)]
+    print(f"   auto over {better}: {statistics.median(ratios):.3f}  ({min(ratios):.3f} to {max(ratios):.3f})")
+    if options.json:
+        options.json.write_text(json.dumps({"nodes": options.nodes, "speeds": speeds}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
