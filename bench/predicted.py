@@ -92,10 +92,9 @@ def prefill_line(server: Server, prompts: Sequence[str]) -> tuple[float, float]:
     return max(0.0, float(base)), max(0.0, float(slope))
 
 
-def newest_profile() -> CostModel:
-    from dspark_sgl.cache import cache_dir
-
-    file = max(cache_dir("costs").glob("*.json"), key=lambda path: path.stat().st_mtime)
+def profile_in(cache: Path) -> CostModel:
+    """The one profile that a server with this cache folder has taken."""
+    (file,) = cache.rglob("costs/*.json")
     cost = CostModel.load(file)
     assert cost is not None
     return cost
@@ -116,15 +115,18 @@ def main() -> int:
     options = parser.parse_args()
     prompts = [prompt.text for prompt in eval_prompts(240)]
     measured, others = prompts[::2], prompts[1::2]
-    file = Path(tempfile.mkdtemp()) / "arm.yaml"
+    folder = Path(tempfile.mkdtemp())
+    file = folder / "arm.yaml"
     file.write_text(policy_text(FULL))
     points: list[dict[str, Any]] = []
-    with Server(["--model-path", str(make_target()), *SPECULATE, str(file)]) as server:
+    arguments = ["--model-path", str(make_target()), *SPECULATE, str(file)]
+    # A cache of its own, so that it takes its profile now and not on the machine as it was last week.
+    with Server(arguments, {"XDG_CACHE_HOME": str(folder)}) as server:
         block = int(server.get("/server_info")["speculative_num_steps"])
         ask(server, others[:2], 2, 16)  # warm
         base, per_token = prefill_line(server, others[-24:])
         acceptance, ratios = learn(server, file, others, block)
-        cost = scaled(newest_profile(), ratios)
+        cost = scaled(profile_in(folder), ratios)
         print(f"acceptance {[round(a, 2) for a in acceptance]}, steps against the profile {ratios}, ", end="")
         print(f"prefill {1e3 * base:.1f} ms + {1e6 * per_token:.0f} us a token\n")
         print("policy        users   predicted    measured    ratio")

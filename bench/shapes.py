@@ -1,4 +1,4 @@
-"""Single stream: chains, trees and `shape: auto`, in alternation on one server whose policy file is rewritten in between.
+"""Single stream: chains, trees and `shape: auto`, in alternation on one server whose policy file is rewritten.
 
     python -m bench.shapes [--nodes 16] [--algorithm DSPARK_SGL] [--draft D] [--rounds 5] [--prompts 6] [--tokens 64]
 

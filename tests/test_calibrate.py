@@ -12,6 +12,7 @@ import pytest
 from dspark_sgl import sts_file
 from dspark_sgl.cli import main
 from dspark_sgl.policies.calibration import Calibration, sigmoid
+from dspark_sgl.policies.forest import Forest
 from dspark_sgl.recorder import RecordedRound, Recorder
 from dspark_sgl.sts_file import find_sts, place_for_sts
 
@@ -25,11 +26,12 @@ def record(file: Path, sharpness: float = 2.0, count: int = 6000, temperature: f
     """Forty requests of a drafter whose logits are `sharpness` times the true ones."""
     dice = np.random.default_rng(0)
     logits = dice.normal(0.5, 1.2, (count, 3))
-    accepted = (dice.random(logits.shape) < sigmoid(logits)).cumprod(1).sum(1)
+    survived = (dice.random(logits.shape) < sigmoid(logits)).cumprod(1).astype(bool)
     recorder = Recorder.opened(file)
     assert recorder is not None
     requests = [request(f"r{i % 40:02}", temperature) for i in range(count)]
-    recorder.write(requests, sigmoid(sharpness * logits), [3] * count, (accepted + 1).tolist())
+    offered = np.ones_like(survived)
+    recorder.write(requests, Forest.chains(count, 3), offered, survived, sigmoid(sharpness * logits))
     return file
 
 

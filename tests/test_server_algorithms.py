@@ -74,8 +74,10 @@ ALGORITHMS = (
 
 
 def settings(algorithm: Algorithm, method: str) -> tuple[tuple[float, float], ...]:
-    """Match draws from the target alone, whoever drafted: what filters do there, the first algorithm shows for all."""
-    return SETTINGS[:1] if "match" in method and algorithm is not ALGORITHMS[0] else SETTINGS
+    """Both for rejection, whose q is each drafter's own. Match draws from the target alone, trees grow and confidence
+    decides the same way for all: what filters do there, one algorithm shows."""
+    first = algorithm is ALGORITHMS[0] and method in ("match", "tree")
+    return SETTINGS if first or method == "rejection" else SETTINGS[:1]
 
 
 SAMPLINGS = [(a, method, setting) for a in ALGORITHMS for method in a.methods for setting in settings(a, method)]
