@@ -11,6 +11,7 @@ from sglang.srt.speculative.spec_info import SpecInput, SpecInputType
 from torch import Tensor
 
 from dspark_sgl.kernels.layout import TreeLayout
+from dspark_sgl.kernels.mask import flat_mask
 
 
 class VerifyInput(SpecInput):
@@ -40,11 +41,13 @@ class VerifyInput(SpecInput):
         paged_kernel_lens_sum: int,
         translator: Any,
         plan: Any,
+        kv_start_idx: Tensor | None = None,
         kind: IdSpaceKind = IdSpaceKind.FULL,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """FlashInfer's ragged prefill arguments: kv_indices, kv_indptr, qo_indptr, and a bool mask.
 
-        paged_kernel_lens: `[bs]`, the prefix of each request, without the verify rows
+        paged_kernel_lens: `[bs]`, the prefix of each request, without the verify rows; a sliding window sees the part
+            of it that begins at `kv_start_idx`
         The mask is flat: for every row, its whole prefix, then its ancestors among the request's rows.
         """
         device = paged_kernel_lens.device
@@ -55,21 +58,12 @@ class VerifyInput(SpecInput):
         total = paged_kernel_lens_sum + sum(self.layout.widths)
         kv_indices = torch.empty(total, dtype=torch.int32, device=device)
         translator.pack_read_stream(
-            plan, req_pool_indices=req_pool_indices, seq_lens=kv_lens, indptr=kv_indptr, out=kv_indices, kind=kind
+            plan,
+            req_pool_indices=req_pool_indices,
+            seq_lens=kv_lens,
+            indptr=kv_indptr,
+            out=kv_indices,
+            kv_start_idx=kv_start_idx,
+            kind=kind,
         )
         return kv_indices, kv_indptr, self.layout.qo_indptr, flat_mask(self.layout, paged_kernel_lens)
-
-
-def flat_mask(layout: TreeLayout, prefix_lens: Tensor) -> Tensor:
-    """bool `[sum_i n_i (prefix_i + n_i)]`: FlashInfer's custom mask, row after row.
-
-    prefix_lens: int64 `[bs]`
-    """
-    owner = layout.owner
-    row_widths = (prefix_lens + torch.tensor(layout.widths, device=prefix_lens.device))[owner]
-    starts = row_widths.cumsum(0) - row_widths + prefix_lens[owner]
-    mask = torch.ones(int(row_widths.sum()), dtype=torch.bool, device=prefix_lens.device)
-    exists = layout.valid[owner]
-    places = starts[:, None] + torch.arange(layout.max_width, device=prefix_lens.device)
-    mask[places[exists]] = layout.ancestor_mask()[exists]
-    return mask
