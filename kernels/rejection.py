@@ -38,6 +38,22 @@ class DraftDistribution:
         return self.probs.gather(2, columns[:, :, None]).squeeze(2)
 
 
+@dataclass(frozen=True)
+class Coins:
+    """The randomness of one round of rejection, tossed before anything is known of it.
+
+    tries: float32 `[bs, W - 1]`, row r + 1's at r; last: float64 `[bs]`, of the draw at a path's end; all in `[0, 1)`
+    """
+
+    tries: Tensor
+    last: Tensor
+
+    @classmethod
+    def toss(cls, layout: TreeLayout, generator: torch.Generator) -> Coins:
+        bs, width, device = layout.batch_size, layout.max_width, layout.tokens.device
+        return cls(torch.rand(bs, width - 1, generator=generator, device=device), toss(bs, generator))
+
+
 def reject_chain(
     layout: TreeLayout,
     target_probs: Tensor,
@@ -50,55 +66,72 @@ def reject_chain(
     layout: chains, drafts in rows 1..; target_probs: float32 `[rows, V]`, packed, each row normalised
     draft_probs: float32 `[bs, D]`, q of each draft token, `D >= W - 1`
     """
+    coins = Coins.toss(layout, generator)
+    if target_probs.is_cuda:
+        from . import rejection_triton
+
+        return rejection_triton.reject_chain(layout, target_probs, draft, draft_probs, coins)
+    return reject_chain_torch(layout, target_probs, draft, draft_probs, coins)
+
+
+def reject_chain_torch(
+    layout: TreeLayout, target_probs: Tensor, draft: DraftDistribution, draft_probs: Tensor, coins: Coins
+) -> Acceptance:
+    """The reference, given the coins."""
     bs, width, device = layout.batch_size, layout.max_width, layout.tokens.device
     starts = layout.qo_indptr[:-1].long()
-    if width > 1:
-        row = torch.arange(width - 1, device=device)
-        exists = layout.valid[:, 1:]
-        parent = (starts[:, None] + row).where(exists, 0)
-        p = target_probs[parent, layout.tokens[:, 1:]]
-        # u < p/q written without a division, so that q = 0 (never drawn) cannot produce a NaN.
-        coin = torch.rand(bs, width - 1, generator=generator, device=device)
-        passed = exists & (coin * draft_probs[:, : width - 1] < p)
-        accepted = passed.to(torch.int64).cumprod(1).sum(1)
-    else:
-        accepted = torch.zeros(bs, dtype=torch.int64, device=device)
-
+    row = torch.arange(width - 1, device=device)
+    exists = layout.valid[:, 1:]
+    parent = (starts[:, None] + row).where(exists, 0)
+    p = target_probs[parent, layout.tokens[:, 1:]]
+    # u < p/q written without a division, so that q = 0 (never drawn) cannot produce a NaN.
+    passed = exists & (coins.tries * draft_probs[:, : width - 1] < p)
+    accepted = passed.to(torch.int64).cumprod(1).sum(1)
+    rejected = accepted < torch.tensor(layout.widths, device=device) - 1
+    q = draft.probs[torch.arange(bs, device=device), accepted.clamp(max=draft.probs.shape[1] - 1)]
     last = target_probs[starts + accepted]
-    offered = torch.tensor(layout.widths, device=device) - 1
-    rejected = accepted < offered
-    bonus = _draw_after(last, rejected, accepted, draft, generator)
+    left = residual(last, q, rejected.float(), draft.vocab)
+    # p == q leaves an empty residual by rounding alone; a rejection there has probability 0 but for that rounding.
+    empty = left.sum(1, keepdim=True) <= 0
+    bonus = draw_at_torch(torch.where(empty, last, left), coins.last)
     place = torch.arange(width, device=device)
     path = place.expand(bs, width).where(place <= accepted[:, None], NO_ROW)
     return Acceptance(path=path, lengths=accepted + 1, bonus=bonus)
 
 
-def _draw_after(
-    target: Tensor, rejected: Tensor, depth: Tensor, draft: DraftDistribution, generator: torch.Generator
-) -> Tensor:
-    """int64 `[bs]`: a draw from the residual where a draft was rejected at `depth`, from the target elsewhere."""
-    bs = target.shape[0]
-    q = draft.probs[torch.arange(bs, device=target.device), depth.clamp(max=draft.probs.shape[1] - 1)]
-    q = q * rejected[:, None]
-    residual = target.clone()
-    if draft.vocab is None:
-        residual -= q
-    else:
-        residual.index_add_(1, draft.vocab, -q)
-    residual.clamp_(min=0)
-    # p == q leaves an empty residual by rounding alone; a rejection there has probability 0 but for that rounding.
-    empty = residual.sum(1, keepdim=True) <= 0
-    return draw(torch.where(empty, target, residual), generator)
+def residual(p: Tensor, q: Tensor, share: Tensor, vocab: Tensor | None) -> Tensor:
+    """float32 `[n, V]`: `max(p - share q, 0)`, not normalised. p: `[n, V]`; q: `[n, Vq]`; share: `[n]`"""
+    taken = q * share[:, None].to(q.dtype)
+    left = p - taken if vocab is None else p.index_add(1, vocab, -taken)
+    return left.clamp_(min=0)
 
 
 def draw(weights: Tensor, generator: torch.Generator) -> Tensor:
-    """int64 `[n]`: one sample per row of unnormalised `weights` float32 `[n, V]`.
+    """int64 `[n]`: one sample per row of unnormalised `weights` float32 `[n, V]`."""
+    return draw_at(weights, toss(len(weights), generator))
+
+
+def toss(count: int, generator: torch.Generator) -> Tensor:
+    """float64 `[count]`, uniform over `[0, 1)`: what a draw takes."""
+    return torch.rand(count, dtype=torch.float64, generator=generator, device=generator.device)
+
+
+def draw_at(weights: Tensor, coins: Tensor) -> Tensor:
+    """int64 `[n]`: the sample that each of the coins, float64 `[n]`, stands for.
 
     Inverse transform: the first v with `w_1 + ... + w_v > u (w_1 + ... + w_V)`, `u ~ U[0, 1)`. Strictly greater, so a
     token of weight 0 is never drawn; float64, so that the sum over a large vocabulary keeps its small terms.
     """
+    if weights.is_cuda:
+        from . import rejection_triton
+
+        return rejection_triton.draw_at(weights, coins)
+    return draw_at_torch(weights, coins)
+
+
+def draw_at_torch(weights: Tensor, coins: Tensor) -> Tensor:
+    """The reference."""
     cumulative = weights.cumsum(-1, dtype=torch.float64)
     total = cumulative[:, -1:]
-    coin = torch.rand(total.shape, dtype=torch.float64, generator=generator, device=weights.device)
-    point = torch.minimum(coin * total, torch.nextafter(total, torch.zeros_like(total)))
+    point = torch.minimum(coins[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
     return torch.searchsorted(cumulative, point, right=True).squeeze(1)
