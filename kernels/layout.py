@@ -52,6 +52,11 @@ class TreeLayout:
         return min(self.widths) == max(self.widths)
 
     @cached_property
+    def path_width(self) -> int:
+        """Rows of the longest path, the anchor included."""
+        return self.max_width if self.is_chain else int(self.depths.max()) + 1
+
+    @cached_property
     def valid(self) -> Tensor:
         """bool `[bs, W]`: rows that exist."""
         widths = torch.tensor(self.widths, device=self.tokens.device)
@@ -94,7 +99,7 @@ class TreeLayout:
         closed = torch.eye(width, dtype=torch.bool, device=device).repeat(bs, 1, 1)
         parents = self.parents.clamp(min=0)[:, :, None].expand(bs, width, width)
         has_parent = (self.parents != ROOT)[:, :, None]
-        for _ in range(int(self.depths.max())):
+        for _ in range(self.path_width - 1):
             # A row sees what its parent sees; after `depth` rounds the closure is complete.
             closed |= closed.gather(1, parents) & has_parent
         return self.pack(closed)

@@ -41,15 +41,23 @@ class Acceptance:
 
 
 def walk(layout: TreeLayout, target_tokens: Tensor) -> Acceptance:
-    """Follow the target's own tokens down each tree.
+    """Follow the target's own tokens down each tree; of two children with the same token, the first.
 
     target_tokens: int64 `[bs, W]`, the token the target emits after each row; padding is ignored
     """
-    bs, steps = layout.batch_size, layout.max_width if layout.is_chain else int(layout.depths.max()) + 1
-    row = torch.zeros(bs, dtype=torch.int64, device=layout.tokens.device)
-    alive = torch.ones(bs, dtype=torch.bool, device=row.device)
+    if target_tokens.is_cuda:
+        from . import walk_triton
+
+        return walk_triton.walk(layout, target_tokens)
+    return walk_torch(layout, target_tokens)
+
+
+def walk_torch(layout: TreeLayout, target_tokens: Tensor) -> Acceptance:
+    """The reference: one step down all trees at a time."""
+    row = torch.zeros(layout.batch_size, dtype=torch.int64, device=layout.tokens.device)
+    alive = torch.ones(layout.batch_size, dtype=torch.bool, device=row.device)
     path = [row]
-    for _ in range(steps - 1):
+    for _ in range(layout.path_width - 1):
         wanted = target_tokens.gather(1, row[:, None])
         hit = layout.valid & (layout.parents == row[:, None]) & (layout.tokens == wanted)
         alive = alive & hit.any(1)

@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import triton_interpreter  # noqa: F401  before anything imports triton
 
 from dspark_sgl.server import Server
 from dspark_sgl.settings import RECORD_VARIABLE

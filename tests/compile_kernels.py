@@ -1,0 +1,33 @@
+"""Compiles every Triton kernel to machine code for two generations of GPUs; needs none. Run by test_kernels_triton."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from dspark_sgl.kernels import mask_triton, rejection_triton, walk_triton
+
+POINTERS = {
+    **dict.fromkeys(("path", "lengths", "bonus", "tokens", "parents"), "*i64"),
+    **dict.fromkeys(("starts", "row_starts", "column"), "*i32"),
+    **dict.fromkeys(("weights", "target", "draft", "draft_probs", "tries"), "*fp32"),
+    "coins": "*fp64",
+}
+KERNELS: list[tuple[Any, dict[str, str], dict[str, Any]]] = [
+    (walk_triton._walk, {"out": "*i64", "target": "*i64"}, {"ROWS": 16}),
+    (mask_triton._mask, {"out": "*u8", "starts": "*i64", "prefix_lens": "*i64"}, {"BITS": 1, "BYTES": 2048}),
+    (mask_triton._mask, {"out": "*u8", "prefix_lens": "*i32"}, {"BITS": 8, "BYTES": 256}),
+    (rejection_triton._draw, {"out": "*i64"}, {"TILE": 2048}),
+    (rejection_triton._chain, {}, {"HOT": True, "ROWS": 8, "TILE": 2048}),
+    (rejection_triton._chain, {"column": "constexpr"}, {"HOT": False, "ROWS": 1, "TILE": 64, "column": None}),
+]
+
+for kernel, own, constants in KERNELS:
+    types = {name: {**POINTERS, **own}.get(name, "i32") for name in kernel.arg_names}
+    types |= dict.fromkeys(constants, "constexpr")
+    for capability in (80, 90):
+        source = ASTSource(fn=kernel, signature=types, constexprs=constants)
+        assert triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["cubin"]

@@ -1,0 +1,195 @@
+"""Triton twins against the torch references, for the same randomness: the same rows, tokens and bits.
+
+Without a GPU they run in Triton's interpreter, with one they are compiled; the tests are the same.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from triton_interpreter import DEVICE, interpreted
+
+from dspark_sgl.kernels.layout import ROOT, TreeLayout, chain_layout, tree_layout
+from dspark_sgl.kernels.mask import flat_mask_torch, packed_mask_torch
+from dspark_sgl.kernels.rejection import Coins, DraftDistribution, draw_at_torch, reject_chain_torch
+from dspark_sgl.kernels.walk import Acceptance, walk_torch
+
+pytest.importorskip("triton")
+with interpreted():
+    from dspark_sgl.kernels import mask_triton, rejection_triton, walk_triton
+
+SEEDS = range(200)
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator(DEVICE).manual_seed(seed)
+
+
+def batch(seed: int) -> int:
+    """Requests: few in most cases, since each is a program and programs are interpreted one by one."""
+    return {0: 1, 50: 48, 100: 512}.get(seed, 1 + seed % 5)
+
+
+def integers(low: int, high: int, shape: tuple[int, ...], g: torch.Generator) -> Tensor:
+    return torch.randint(low, high, shape, generator=g, device=DEVICE)
+
+
+def random_tree(seed: int, vocabulary: int = 3) -> TreeLayout:
+    """Ragged trees, the anchor alone among them; siblings may carry the same token."""
+    g, bs, nodes = generator(seed), batch(seed), 1 + seed % 19
+    parents = torch.stack([integers(0, n + 1, (bs,), g) for n in range(nodes)], dim=1)
+    drafts, count = integers(0, vocabulary, (bs, nodes), g), integers(0, nodes + 1, (bs, 1), g)
+    parents = parents.where(torch.arange(nodes, device=DEVICE) < count, ROOT)
+    return tree_layout(parents.new_zeros(bs), drafts, parents, torch.ones_like(parents, dtype=torch.bool))
+
+
+def random_chain(seed: int, vocabulary: int) -> TreeLayout:
+    g, bs, depth = generator(seed), batch(seed), seed % 9
+    drafts = integers(0, vocabulary, (bs, max(depth, 1)), g)
+    return chain_layout(drafts[:, 0], drafts, integers(0, depth + 1, (bs,), g).tolist())
+
+
+def same(got: Acceptance, wanted: Acceptance) -> None:
+    assert torch.equal(got.path, wanted.path)
+    assert torch.equal(got.lengths, wanted.lengths)
+    assert torch.equal(got.bonus, wanted.bonus)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_walk(seed: int) -> None:
+    layout = random_tree(seed) if seed % 3 else random_chain(seed, 2)
+    target = integers(0, 3, tuple(layout.tokens.shape), generator(seed + 1))
+    same(walk_triton.walk(layout, target), walk_torch(layout, target))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_masks(seed: int) -> None:
+    layout = random_tree(seed) if seed % 4 else random_chain(seed, 3)
+    longest = 1 + [0, 7, 40, 3000][seed % 4] if layout.batch_size < 10 else 20
+    prefix = integers(0, longest, (layout.batch_size,), generator(seed)).to([torch.int32, torch.int64][seed % 2])
+    flat = mask_triton.flat_mask(layout, prefix)
+    assert torch.equal(flat, flat_mask_torch(layout, prefix))
+    packed, wanted = mask_triton.packed_mask(layout, prefix), packed_mask_torch(layout, prefix)
+    assert torch.equal(packed.bits, wanted.bits) and torch.equal(packed.starts, wanted.starts)
+    entry = 0
+    for i, width in enumerate(layout.widths):
+        size = width * (int(prefix[i]) + width)
+        bits = packed.bits[packed.starts[i] : packed.starts[i + 1]].cpu().numpy()
+        assert np.array_equal(np.packbits(flat[entry : entry + size].cpu().numpy(), bitorder="little"), bits)
+        entry += size
+
+
+def weights(rows: int, columns: int, g: torch.Generator) -> Tensor:
+    """Some rows flat, some sharp, some with tokens of weight 0, at either end too."""
+    scores = torch.randn(rows, columns, generator=g, device=DEVICE)
+    scores *= torch.tensor([0.1, 1.0, 6.0], device=DEVICE)[torch.arange(rows, device=DEVICE) % 3, None]
+    gone = torch.rand(rows, columns, generator=g, device=DEVICE) < 0.3
+    gone.scatter_(1, integers(0, columns, (rows, 1), g), False)
+    return torch.softmax(scores.masked_fill(gone, -torch.inf), -1)
+
+
+def between(w: Tensor, token: Tensor, coins: Tensor, slack: float) -> None:
+    """The token's stretch of the sum, in float64, holds the point; and it has weight."""
+    ends = w.double().cumsum(1)
+    point, here = coins * ends[:, -1], token[:, None]
+    own = w.double().gather(1, here)[:, 0]
+    end = ends.gather(1, here)[:, 0]
+    assert (own > 0).all()
+    assert (point < end + slack).all() and (point >= end - own - slack).all()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_draws(seed: int) -> None:
+    g, columns = generator(seed), [1, 2, 17, 129, 1000, 2048, 2049, 5003][seed % 8]
+    w = weights(batch(seed), columns, g) * (1 + seed % 3)
+    coins = torch.rand(len(w), generator=g, dtype=torch.float64, device=DEVICE)
+    coins[0] = [0.0, 1 - 2**-53, 0.5][seed % 3]
+    got = rejection_triton.draw_at(w, coins)
+    assert torch.equal(got, draw_at_torch(w, coins))
+    between(w, got, coins, 1e-12)
+
+
+@pytest.mark.parametrize("columns", [32_000, 128_256, 151_936, 262_144])
+def test_draws_over_real_vocabularies(columns: int) -> None:
+    w, coins = weights(2, columns, generator(columns)), torch.tensor([0.93, 0.41], dtype=torch.float64, device=DEVICE)
+    got = rejection_triton.draw_at(w, coins)
+    assert torch.equal(got, draw_at_torch(w, coins))
+    between(w, got, coins, 1e-12)
+
+
+def chain_case(seed: int, columns: int) -> tuple[TreeLayout, Tensor, DraftDistribution, Tensor, Coins]:
+    """Chains drawn from q over all or some of the vocabulary; p may equal q, and some requests are greedy."""
+    g = generator(seed)
+    layout = random_chain(seed, columns)
+    bs, width = layout.tokens.shape
+    depth = max(width - 1, 1) + seed % 2
+    hot = None if seed % 3 == 0 else torch.randperm(columns, generator=g, device=DEVICE)[: (columns + 1) // 2]
+    q = weights(bs * depth, columns if hot is None else len(hot), g).view(bs, depth, -1)
+    drawn = torch.multinomial(q.flatten(0, 1), 1, generator=g).view(bs, depth)
+    draft_probs = q.gather(2, drawn[..., None])[..., 0]
+    tokens = drawn if hot is None else hot[drawn]
+    layout = chain_layout(layout.tokens[:, 0], tokens, [n - 1 for n in layout.widths])
+    p = weights(len(layout.owner), columns, g)
+    if hot is None and seed % 2 and width > 1:
+        padded = layout.pad(p)
+        padded[:, : width - 1] = 0.5 * padded[:, : width - 1] + 0.5 * q[:, : width - 1]
+        p = layout.pack(padded)
+    greedy = torch.rand(bs, generator=g, device=DEVICE) < 0.2
+    q[greedy], draft_probs[greedy] = 0.0, 1.0
+    certain = torch.nn.functional.one_hot(p.argmax(-1), columns).to(p.dtype)
+    p = torch.where(greedy[layout.owner][:, None], certain, p)
+    coins = Coins.toss(layout, g)
+    coins.tries[torch.rand(coins.tries.shape, generator=g, device=DEVICE) < 0.2] = 0.0  # rejects where p is 0 only
+    return layout, p, DraftDistribution(q, hot), draft_probs, coins
+
+
+def check_chain(seed: int, columns: int) -> None:
+    layout, p, draft, draft_probs, coins = chain_case(seed, columns)
+    got = rejection_triton.reject_chain(layout, p, draft, draft_probs, coins)
+    same(got, reject_chain_torch(layout, p, draft, draft_probs, coins))
+    # The last draw, in float64: from what is left of p where a draft was turned down.
+    place = torch.arange(layout.batch_size, device=DEVICE)
+    accepted = got.lengths - 1
+    rejected = got.lengths < torch.tensor(layout.widths, device=DEVICE)
+    q = torch.zeros(len(place), columns, dtype=torch.float64, device=DEVICE)
+    taken = draft.probs[place, accepted.clamp(max=draft.probs.shape[1] - 1)].double() * rejected[:, None]
+    q.index_copy_(1, torch.arange(columns, device=DEVICE) if draft.vocab is None else draft.vocab, taken)
+    left = (p[layout.qo_indptr[:-1].long() + accepted].double() - q).clamp(min=0)
+    between(left, got.bonus, coins.last, 1e-6)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_chain_rejection(seed: int) -> None:
+    check_chain(seed, [1, 3, 18, 131, 700, 2500][seed % 6])
+
+
+@pytest.mark.parametrize("columns", [32_000, 151_936])
+def test_chain_rejection_over_real_vocabularies(columns: int) -> None:
+    check_chain(2, columns)
+
+
+def test_an_empty_residual_is_drawn_from_the_target() -> None:
+    """p == q to the bit, and a coin that rejects all the same: q of the token is overstated."""
+    p = torch.tensor([[0.25, 0.0, 0.75]], device=DEVICE).expand(2, 3).contiguous()
+    layout = chain_layout(p.new_zeros(1).long(), p.new_full((1, 1), 2).long(), [1])
+    draft = DraftDistribution(p[None, :1].contiguous(), None)
+    coins = Coins(p.new_full((1, 1), 0.9), p.new_full((1,), 0.6, dtype=torch.float64))
+    of = p.new_ones(1, 1)
+    got = rejection_triton.reject_chain(layout, p, draft, of, coins)
+    same(got, reject_chain_torch(layout, p, draft, of, coins))
+    assert got.lengths.tolist() == [1] and got.bonus.tolist() == [2]
+
+
+def test_every_kernel_compiles_for_gpus() -> None:
+    """No GPU is needed to compile: types and layouts that the interpreter does not look at are checked here."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    script = Path(__file__).parent / "compile_kernels.py"
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
