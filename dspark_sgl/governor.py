@@ -234,6 +234,7 @@ class Governor:
         metrics.add("steps", 1, step.kind)
         metrics.add("emitted_tokens", step.emitted, step.kind)
         metrics.set("depth", step.offered / step.requests)
+        metrics.set("width", step.offered / max(1, step.speculating))
         metrics.set("rows", step.rows)
         metrics.set("active_rule", 0 if ride.active.rule is None else ride.active.rule + 1)
         if step.offered:
@@ -243,6 +244,8 @@ class Governor:
             metrics.observe("accepted_length", [n for n, k in zip(ride.lengths, ride.offered, strict=True) if k])
             metrics.add("survival_predicted", ride.predicted)
             metrics.add("survival_observed", accepted)
+            metrics.add("calibration_error", abs(ride.predicted - accepted))
+            metrics.add("tokens_saved", accepted)
         said = [self._as_it_comes, *(past.calibration for past in self._past.values())]
         metrics.total("bad_confidences", sum(calibration.bad for calibration in said))
 

@@ -27,9 +27,11 @@ class Metric:
 METRICS = (
     Metric("steps", "counter", "Decode steps, by kind: plain or round.", ("kind",)),
     Metric("depth", "gauge", "Draft tokens verified per request in the last decode step, mean over its batch."),
+    Metric("width", "gauge", "Nodes verified per request that had any in the last decode step; 0: a plain step."),
     Metric("rows", "gauge", "Rows of the target's forward in the last decode step, anchors included."),
     Metric("draft_tokens", "counter", "Draft tokens verified, by outcome: accepted or rejected.", ("outcome",)),
     Metric("emitted_tokens", "counter", "Tokens emitted by decode steps, by kind of step: plain or round.", ("kind",)),
+    Metric("tokens_saved", "counter", "Tokens emitted beyond one per request and round: steps of the target saved."),
     Metric(
         "accepted_length",
         "histogram",
@@ -39,6 +41,7 @@ METRICS = (
     Metric("phase_seconds", "counter", "Host seconds by part of a step: plan, draft, select, ...", ("phase",)),
     Metric("survival_predicted", "counter", "Draft tokens that calibrated confidence expected to be accepted."),
     Metric("survival_observed", "counter", "Draft tokens that were accepted where confidence had an expectation."),
+    Metric("calibration_error", "counter", "Per round |predicted - observed| accepted draft tokens, added up."),
     Metric("step_seconds_predicted", "counter", "Seconds that the cost model expected of decode steps.", ("kind",)),
     Metric("step_seconds_observed", "counter", "Seconds that the same decode steps took.", ("kind",)),
     Metric("cost_ready", "gauge", "1 when the cost model has measured points, 0 while schedules do without."),
