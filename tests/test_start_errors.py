@@ -52,9 +52,12 @@ def refusal(args: Any) -> str:
     return text
 
 
-def test_good_arguments_start(args: SimpleNamespace) -> None:
+@pytest.mark.parametrize(("policy", "rows"), [("fixed-5", 6), ("adaptive", 33)])
+def test_good_arguments_start(args: SimpleNamespace, policy: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """KV for a block of 5 and its anchor, or for the largest tree that the policy may ask for."""
+    monkeypatch.setenv(POLICY_VARIABLE, policy)
     configure(args)
-    assert args.disable_overlap_schedule and args.speculative_num_draft_tokens == args.speculative_num_steps + 1
+    assert args.disable_overlap_schedule and args.speculative_num_draft_tokens == rows
 
 
 def test_a_missing_draft(args: SimpleNamespace) -> None:
