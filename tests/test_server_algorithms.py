@@ -49,14 +49,15 @@ METHODS = {
     "pruned tree": "schedule: {kind: threshold, confidence: 0.1}\nshape: {kind: tree, max_nodes: 14, branch: 4}\n",
     "tree by match": "schedule: {kind: fixed, nodes: 7}\nshape: {kind: tree, max_nodes: 14}\naccept: {method: match}\n",
 }
-DRAWN, CHOSEN, TREES = ("rejection", "match"), ("match",), ("tree", "pruned tree", "tree by match")
 ROOM = 16
 """Draft tokens that KV is reserved for: policies change under the running server, the room does not."""
 
 
 @dataclass(frozen=True)
 class Algorithm:
-    """methods: how its drafts may be accepted; write: makes its draft checkpoint in a folder"""
+    """methods: how its drafts are accepted; all ways for the first, those that read its q for others that have one
+    write: makes its draft checkpoint in a folder
+    """
 
     name: str
     methods: tuple[str, ...]
@@ -64,18 +65,17 @@ class Algorithm:
 
 
 ALGORITHMS = (
-    Algorithm("DSPARK_SGL", (*DRAWN, "by confidence", *TREES), tiny_models.write_draft),
-    Algorithm("DFLASH_SGL", (*DRAWN, *TREES), tiny_drafts.write_dflash),
-    Algorithm("EAGLE3_SGL", DRAWN, tiny_drafts.write_eagle3),
-    Algorithm("MTP_SGL", DRAWN, tiny_drafts.write_mtp),
-    Algorithm("NGRAM_SGL", CHOSEN),
-    Algorithm("BRANCH_SGL", CHOSEN),  # another package's, chains and trees
+    Algorithm("DSPARK_SGL", tuple(METHODS), tiny_models.write_draft),
+    Algorithm("DFLASH_SGL", ("rejection", "tree"), tiny_drafts.write_dflash),
+    Algorithm("EAGLE3_SGL", ("rejection",), tiny_drafts.write_eagle3),
+    Algorithm("MTP_SGL", ("rejection",), tiny_drafts.write_mtp),
+    Algorithm("NGRAM_SGL", ("match",)),
+    Algorithm("BRANCH_SGL", ("match",)),  # another package's, chains and trees
 )
 
 
 def settings(algorithm: Algorithm, method: str) -> tuple[tuple[float, float], ...]:
-    """Both for rejection, whose q is each drafter's own. Match draws from the target alone, trees grow and confidence
-    decides the same way for all: what filters do there, one algorithm shows."""
+    """Both for rejection, whose q is each drafter's own. What filters do elsewhere, one algorithm shows."""
     first = algorithm is ALGORITHMS[0] and method in ("match", "tree")
     return SETTINGS if first or method == "rejection" else SETTINGS[:1]
 
