@@ -102,12 +102,17 @@ def test_a_command_told_to_end_ends_its_server(target: Path, sent: signal.Signal
         "--prompts",
         str(PROMPTS),
     ]
-    running = subprocess.Popen(command, stderr=subprocess.PIPE)
-    assert running.stderr is not None and b"Starting" in running.stderr.readline()
-    end = time.monotonic() + 60
-    while not (started := psutil.Process(running.pid).children(recursive=True)):
-        assert time.monotonic() < end
-        time.sleep(0.001)  # soon: the server must be known to the command from its first moment
-    running.send_signal(sent)
-    assert running.wait(60) == code
-    assert psutil.wait_procs(started, timeout=10)[1] == []
+    # Who starts the tests in the background has SIGINT ignored, and every process under them would inherit that.
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    with subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=heed) as running:
+        try:
+            assert running.stderr is not None and b"Starting" in running.stderr.readline()
+            end = time.monotonic() + 60
+            while not (started := psutil.Process(running.pid).children(recursive=True)):
+                assert time.monotonic() < end
+                time.sleep(0.001)  # soon: the server must be known to the command from its first moment
+            running.send_signal(sent)
+            assert running.wait(60) == code
+            assert psutil.wait_procs(started, timeout=10)[1] == []
+        finally:
+            running.terminate()
