@@ -1,4 +1,4 @@
-"""The five places where SGLang has no extension point and we wrap a function of its. Each is in `compat_surface.py`.
+"""The six places where SGLang has no extension point and we wrap a function of its. Each is in `compat_surface.py`.
 
 A server whose algorithm is not ours gets an option it may ignore and, on our CPU platform, the slot table's torch twin;
 nothing else changes for it.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from sglang.srt.mem_cache.allocation_sizing import get_alloc_reserve_per_decode
 from sglang.srt.platforms import current_platform
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 from sglang.srt.runtime_context import get_spec
@@ -27,6 +28,7 @@ INTERNAL_STATE = (
     "sglang.srt.managers.scheduler_components.internal_state.SchedulerInternalStateController._add_speculative"
 )
 POOL_STATS = "sglang.srt.managers.scheduler.Scheduler.init_pool_stats_observer"
+SLOT_HEADROOM = "sglang.srt.mem_cache.kv_cache_configurator.get_req_to_token_extra_context_len"
 ASSIGN_SLOTS = "sglang.srt.mem_cache.allocation.assign_req_to_token_pool_func"
 
 
@@ -36,6 +38,7 @@ def register() -> None:
     HookRegistry.register(VALIDATE_REQUEST, _before_validate_request, HookType.BEFORE)
     HookRegistry.register(INTERNAL_STATE, _after_internal_state, HookType.AFTER)
     HookRegistry.register(POOL_STATS, _after_pool_stats, HookType.AFTER)
+    HookRegistry.register(SLOT_HEADROOM, _after_slot_headroom, HookType.AFTER)
     if isinstance(current_platform, CpuPlatform):
         HookRegistry.register(ASSIGN_SLOTS, assign_slots, HookType.REPLACE)
 
@@ -70,6 +73,14 @@ def _after_pool_stats(_result: Any, scheduler: Any) -> None:
     """From here on the scheduler can say how full its queue and its KV pool are: signals of a policy."""
     if isinstance(scheduler.spec_algorithm, DrafterAlgorithm) and scheduler.draft_worker is not None:
         scheduler.draft_worker.watch(scheduler)
+
+
+def _after_slot_headroom(columns: int) -> int:
+    """Columns of a request's row in the slot table beyond the context length: all that a round reserves fits.
+
+    SGLang keeps room for one verify and reserves two, so a wide tree near the end of the context would leave its row.
+    """
+    return max(columns, get_alloc_reserve_per_decode()) if _ours(get_spec().speculative_algorithm) else columns
 
 
 def _ours(algorithm: str | None) -> bool:
