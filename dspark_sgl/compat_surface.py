@@ -23,9 +23,7 @@ _PLUGIN = (
     _srt("plugins.hook_registry.HookRegistry.register", "target hook hook_type", "hooking where no extension point is"),
     _srt("plugins.hook_registry.HookType.BEFORE", "", "hooking where no extension point is"),
     _srt("plugins.hook_registry.HookType.AFTER", "", "hooking where no extension point is"),
-    _srt(
-        "mem_cache.kv_cache_configurator.get_req_to_token_extra_context_len", "", "room at the context's end"
-    ),
+    _srt("mem_cache.kv_cache_configurator.get_req_to_token_extra_context_len", "", "room at the context's end"),
     _srt("mem_cache.allocation_sizing.get_alloc_reserve_per_decode", "", "room at the context's end"),
     _srt("server_args.ServerArgs.add_cli_args", "parser", "adding --dspark-policy"),
     _srt("managers.tokenizer_manager.TokenizerManager._validate_one_request", "", "refusing bad custom_params"),
