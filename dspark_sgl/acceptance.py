@@ -69,13 +69,14 @@ class Branches:
 class Acceptance:
     """rounds: of one request each; tokens: they emitted; reached, accepted: `[D]`, drafts by position
 
-    Draft k was reached where k or more were offered and those before it were accepted.
+    Draft k was reached where k or more were offered and those before it were accepted. branches: None without trees
     """
 
     rounds: int
     tokens: int
     reached: tuple[int, ...]
     accepted: tuple[int, ...]
+    branches: Branches | None
 
     @classmethod
     def of(cls, rounds: Iterable[RecordedRound]) -> Acceptance:
@@ -88,8 +89,6 @@ class Acceptance:
             accepted=tuple(sum(r.accepted >= k for r in found) for k in depth),
             branches=Branches.of(found),
         )
-
-    branches: Branches | None = None
 
     @property
     def accepted_length(self) -> float | None:

@@ -1,7 +1,7 @@
 """The twins of `rejection.py`: one program a row or request, which goes over the vocabulary in tiles.
 
-What is drawn from is always `max(p - share q, 0)`: share is 0 for p itself and 1 for a chain's residual, a tree's may
-be more (`tree_rejection.py`). It is computed where it is read and never stored. Sums are kept in float64, as there.
+What is drawn from is always `max(p - share q, 0)`: share is 0 for p itself and 1 for the residual. It is computed where
+it is read and never stored. Sums are kept in float64, as there.
 """
 
 import torch

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from .layout import TreeLayout
-from .rejection import draw
+from .rejection import draw, residual
 from .tree_children import NodeDistributions
 from .walk import NO_ROW, Acceptance
 
@@ -49,7 +49,7 @@ def reject_tree(
     left = target_probs[starts].clone()
     path = [row]
     standing = torch.arange(layout.batch_size, device=row.device)  # the requests that go on
-    for _ in range(int(layout.depths.max())):
+    for _ in range(layout.path_width - 1):
         node = layout.nodes[standing, row[standing]]
         q = drawn.probs[standing, drawn.place[standing, node].clamp(min=0)]
         taken = _try_children(standing, children[standing, row[standing]], layout, left, q, drawn, greedy, generator)
@@ -90,16 +90,15 @@ def _try_children(
         passed = coin * chance < left[at, token]
         taken[trying] = torch.where(passed, child[trying], NO_ROW)
         lost, offered = trying[~passed], offered[~passed]
-        left[requests[lost]] = _residual(left[requests[lost]], q[lost], drawn.vocab)
+        left[requests[lost]] = _left_over(left[requests[lost]], q[lost], drawn.vocab)
         q[lost, offered] = 0.0
         q[lost] /= q[lost].sum(1, keepdim=True).clamp(min=torch.finfo(q.dtype).tiny)
     return taken
 
 
-def _residual(p: Tensor, q: Tensor, vocab: Tensor | None) -> Tensor:
+def _left_over(p: Tensor, q: Tensor, vocab: Tensor | None) -> Tensor:
     """float32 `[n, V]`: `max(p - q, 0)`, normalised."""
-    rest = p - q if vocab is None else p.index_add(1, vocab, -q)
-    rest = rest.clamp_(min=0)
+    rest = residual(p, q, p.new_ones(len(p)), vocab)
     total = rest.sum(1, keepdim=True)
     # p == q leaves nothing by rounding alone; a rejection there has probability 0 but for that rounding.
     return torch.where(total > 0, rest / total.clamp(min=torch.finfo(p.dtype).tiny), p)

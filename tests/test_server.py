@@ -128,16 +128,16 @@ def test_requests_with_and_without_penalties_share_a_batch(spec_server: Server, 
     assert got == wanted
 
 
-@pytest.mark.parametrize("limit", [0, 7])
-def test_logprobs_are_those_of_plain_decoding(spec_server: Server, plain_server: Server, limit: int) -> None:
+def expect_logprobs_of_plain_decoding(server: Server, plain_server: Server, limit: dict[str, Any]) -> None:
+    """Of input and output tokens, and the two likeliest at each place. limit: sampling parameters of the request"""
     body = {
         "text": PROMPT,
         "return_logprob": True,
         "logprob_start_len": 0,
         "top_logprobs_num": 2,
-        "sampling_params": {"temperature": 0, "max_new_tokens": 20, **depth(limit)},
+        "sampling_params": {"temperature": 0, "max_new_tokens": 20, **limit},
     }
-    wanted, got = plain_server.post("/generate", body)["meta_info"], spec_server.post("/generate", body)["meta_info"]
+    wanted, got = plain_server.post("/generate", body)["meta_info"], server.post("/generate", body)["meta_info"]
     for name in ("output_token_logprobs", "input_token_logprobs"):
         assert len(got[name]) == len(wanted[name])
         for (value, token, _), (other, same, _) in zip(got[name], wanted[name], strict=True):
@@ -146,6 +146,11 @@ def test_logprobs_are_those_of_plain_decoding(spec_server: Server, plain_server:
                 assert value == pytest.approx(other, abs=1e-3)
     tops = zip(got["output_top_logprobs"], wanted["output_top_logprobs"], strict=True)
     assert all([t for _, t, _ in a] == [t for _, t, _ in b] for a, b in tops)
+
+
+@pytest.mark.parametrize("limit", [0, 7])
+def test_logprobs_are_those_of_plain_decoding(spec_server: Server, plain_server: Server, limit: int) -> None:
+    expect_logprobs_of_plain_decoding(spec_server, plain_server, depth(limit))
 
 
 def test_several_samples_of_one_prompt(spec_server: Server) -> None:

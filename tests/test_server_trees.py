@@ -13,11 +13,10 @@ import pytest
 from dspark_sgl.server import Answer, Server
 
 from .conftest import SHARED, Boots, chat
-from .test_server import together
+from .test_server import PROMPT, expect_logprobs_of_plain_decoding, together
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(1200)]
 
-PROMPT = chat("Write a python function to sort a list.")
 SHAPES = {
     "whole trees of 32": "schedule: {kind: fixed, depth: 64}\nshape: {kind: tree, max_nodes: 32, branch: 4}\n",
     "the best 7 of 32 each": "schedule: {kind: fixed, nodes: 7}\nshape: {kind: tree, max_nodes: 32, branch: 4}\n",
@@ -122,22 +121,7 @@ def test_unlike_requests_share_a_batch(whole_trees: Server, plain_server: Server
 
 
 def test_logprobs_are_those_of_plain_decoding(whole_trees: Server, plain_server: Server) -> None:
-    body = {
-        "text": PROMPT,
-        "return_logprob": True,
-        "logprob_start_len": 0,
-        "top_logprobs_num": 2,
-        "sampling_params": {"temperature": 0, "max_new_tokens": 20},
-    }
-    wanted, got = plain_server.post("/generate", body)["meta_info"], whole_trees.post("/generate", body)["meta_info"]
-    for name in ("output_token_logprobs", "input_token_logprobs"):
-        assert len(got[name]) == len(wanted[name])
-        for (value, token, _), (other, same, _) in zip(got[name], wanted[name], strict=True):
-            assert token == same
-            if value is not None:
-                assert value == pytest.approx(other, abs=1e-3)
-    tops = zip(got["output_top_logprobs"], wanted["output_top_logprobs"], strict=True)
-    assert all([t for _, t, _ in a] == [t for _, t, _ in b] for a, b in tops)
+    expect_logprobs_of_plain_decoding(whole_trees, plain_server, {})
 
 
 def test_generation_up_to_the_context_length(whole_trees: Server, plain_server: Server) -> None:
