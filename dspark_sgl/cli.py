@@ -8,7 +8,16 @@ import os
 import signal
 import sys
 
-from . import __version__, bench_command, calibrate_command, completion_command, doctor, policy_command, profile_command
+from . import (
+    __version__,
+    bench_command,
+    calibrate_command,
+    completion_command,
+    doctor,
+    policy_command,
+    profile_command,
+    top_command,
+)
 from .compat import CompatError
 from .draft_config import DraftError
 from .policies.errors import PolicyError
@@ -19,6 +28,7 @@ _COMMANDS = {
     "profile": profile_command,
     "calibrate": calibrate_command,
     "bench": bench_command,
+    "top": top_command,
     "completion": completion_command,
 }
 

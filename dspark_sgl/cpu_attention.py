@@ -3,7 +3,8 @@
 Every forward, whatever its mode, is a list of *segments*: ``rows`` consecutive query rows of one
 request behind a prefix of ``prefix`` cached tokens. Segments of similar size are padded to a common
 rectangle (a *bucket*) and each bucket is one gather of keys and values and one fused attention call
-per layer. Everything that depends on lengths, slots and masks is computed once per forward.
+per layer. Everything that depends on lengths, slots and masks is computed once per forward
+(``cpu_attention_plan.py``).
 
     out[row] = softmax(cap(scale * q[row] K^T) + mask[row]) V,   mask in {0, -inf}
 
@@ -17,7 +18,6 @@ answers a mode it does not know: MLA, cross attention and attention sinks raise.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,94 +27,14 @@ from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 from torch.nn.functional import scaled_dot_product_attention
 
+from .cpu_attention_plan import Batch, Bucket, Plan, View, make_plan
+
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
     from sglang.srt.model_executor.model_runner import ModelRunner
 
 NAME = "dspark_cpu"
-
-# A long causal run of rows is cut here, so that early rows do not pay for late keys and a mask stays small.
-CHUNK_ROWS = 256
-# Below this many rows the query heads of one key head ride as extra rows of one small matrix product
-# (one pass over K and V); above, the fused kernel's own grouping is as quick and needs no copy of q.
-FOLD_ROWS = 32
-# Padding a bucket may gather before a second bucket is cheaper, in key elements (keys * kv heads * head
-# dim): measured, a bucket costs about as much as reading this many.
-BUCKET_COST = 120_000
-# Key elements of a bucket of several segments: what was gathered should still be in the cache when it is used.
-BUCKET_SIZE = 1_000_000
-# Rows at which computing on a key costs as much again as fetching it. Measured.
-ROWS_PER_FETCH = 12
-
-
-@dataclass(frozen=True)
-class Segment:
-    """``rows`` query rows from flat row ``first`` on; row r sees keys ``[0, prefix + r]`` when causal.
-
-    ``keys`` is how many tokens of the request there are to see (prefix and new rows together).
-    """
-
-    request: int
-    first: int
-    rows: int
-    prefix: int
-    keys: int
-
-
-@dataclass(frozen=True)
-class Bucket:
-    """Segments padded to one rectangle ``batch x rows x keys``.
-
-    slots: int64 [batch * keys], or the slice of the pool they are when they lie in a row.
-    q_rows: int64 [batch * rows], the flat row of each padded row, or the slice they are.
-    mask: additive, query dtype, [batch, 1, rows (x group when folded), keys]; None: everything is visible.
-    """
-
-    batch: int
-    rows: int
-    keys: int
-    slots: torch.Tensor | slice
-    q_rows: torch.Tensor | slice
-    mask: torch.Tensor | None
-    causal: bool
-    fold: bool
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The buckets of a forward, and where each flat row is found in their concatenated output (None: in order)."""
-
-    buckets: tuple[Bucket, ...]
-    order: torch.Tensor | None
-
-
-@dataclass(frozen=True)
-class View:
-    """What a layer looks like to the planner; layers with the same view share a plan."""
-
-    window: int
-    causal: bool
-    group: int
-    width: int
-    capped: bool
-    swa_pool: bool
-    dtype: torch.dtype
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One forward. ``slots`` int64 [requests, longest]: the pool slot of every token, prefix then new rows.
-
-    ``tree``: bool [sum rows, max rows] and ``depth``: int64 [sum rows] (position minus prefix) for a draft
-    tree, None when new rows follow one another.
-    """
-
-    rows: list[int]
-    prefix: list[int]
-    slots: torch.Tensor
-    tree: torch.Tensor | None = None
-    depth: torch.Tensor | None = None
 
 
 class CpuAttentionBackend(AttentionBackend):
@@ -227,159 +147,6 @@ def read_batch(forward_batch: ForwardBatch, req_to_token: torch.Tensor) -> Batch
         raise NotImplementedError(f"attention backend {NAME!r} reads spec_info.tree_mask, not custom_mask")
     depth = None if tree is None else forward_batch.positions - start
     return Batch(rows, prefix, slots, tree, depth)
-
-
-def segments_of(batch: Batch, view: View) -> list[Segment]:
-    """One segment per request; long causal runs behind a prefix or a window are cut into chunks."""
-    segments: list[Segment] = []
-    first = 0
-    for i, (rows, prefix) in enumerate(zip(batch.rows, batch.prefix, strict=True)):
-        ordered = view.causal and batch.tree is None
-        step = CHUNK_ROWS if ordered and (prefix > 0 or view.window >= 0 or view.capped) else max(rows, 1)
-        for at in range(0, rows, step):
-            n = min(step, rows - at)
-            keys = prefix + at + n if ordered else prefix + rows
-            segments.append(Segment(i, first + at, n, prefix + at if ordered else prefix, keys))
-        first += rows
-    return segments
-
-
-def bucketed(segments: list[Segment], width: int) -> list[list[Segment]]:
-    """Group segments of similar size: close a bucket once its padding costs more than another bucket would."""
-
-    def cost(rows: int, keys: int) -> float:
-        return keys * width * (1 + rows / ROWS_PER_FETCH)
-
-    buckets: list[list[Segment]] = []
-    rows = keys = 0
-    waste = 0.0
-    for s in sorted(segments, key=lambda s: (s.rows, s.keys), reverse=True):
-        new_keys = max(keys, s.keys)
-        added = len(buckets[-1]) * (cost(rows, new_keys) - cost(rows, keys)) if buckets else 0.0
-        added += cost(rows, new_keys) - cost(s.rows, s.keys)
-        full = buckets and (len(buckets[-1]) + 1) * new_keys * width > BUCKET_SIZE
-        if not buckets or full or waste + added > BUCKET_COST:
-            buckets.append([])
-            rows, keys, waste, added = s.rows, s.keys, 0.0, 0.0
-        buckets[-1].append(s)
-        keys = max(keys, s.keys)
-        waste += added
-    return sorted((sorted(b, key=lambda s: s.first) for b in buckets), key=lambda b: b[0].first)
-
-
-def make_plan(batch: Batch, view: View, translate=None) -> Plan:
-    """Buckets for layers of this ``view``; ``translate`` maps slots into a separate sliding-window pool."""
-    total = sum(batch.rows)
-    buckets: list[Bucket] = []
-    found = torch.empty(total, dtype=torch.int64)
-    offset = 0
-    for group in bucketed(segments_of(batch, view), view.width):
-        bucket, real, flat = make_bucket(group, batch, view, translate)
-        found[flat] = torch.nonzero(real).flatten() + offset
-        offset += bucket.batch * bucket.rows
-        buckets.append(bucket)
-    in_order = offset == total and torch.equal(found, torch.arange(total))
-    return Plan(tuple(buckets), None if in_order else found)
-
-
-def make_bucket(
-    group: list[Segment], batch: Batch, view: View, translate=None
-) -> tuple[Bucket, torch.Tensor, torch.Tensor]:
-    """The bucket, which of its padded rows are real (bool [batch * rows]) and their flat rows (int64).
-
-    A key column c of a segment is token ``start + c`` of its request, ``start`` > 0 where a window lets the
-    bucket skip the front. Padding repeats a real token's slot: its weight is zero, and it must be finite.
-    """
-    request, first, rows, prefix, keys = (
-        torch.tensor([getattr(s, f) for s in group]) for f in ("request", "first", "rows", "prefix", "keys")
-    )
-    n = int(rows.max())
-    r = torch.arange(n)
-    real = r < rows[:, None]
-    flat = first[:, None] + torch.where(real, r, 0)
-    position = prefix[:, None] + (torch.where(real, r, 0) if batch.depth is None else batch.depth[flat])
-    # A draft tree's rows sit at prefix + depth, so the first row of a request is always its lowest.
-    start = (prefix - view.window).clamp(min=0) if view.window >= 0 else torch.zeros_like(prefix)
-    span = int((keys - start).max())
-    token = start[:, None] + torch.arange(span)
-    valid = token < keys[:, None]
-    token = torch.where(valid, token, start[:, None])
-    slots = batch.slots[request[:, None], token].flatten()
-    if translate is not None:
-        slots = translate(slots).long()
-
-    # Prefill from nothing: the kernel's own causal rule says it all, padding included.
-    fused_causal = (
-        view.causal
-        and batch.tree is None
-        and n >= FOLD_ROWS
-        and not view.capped
-        and view.window < 0
-        and not int(prefix.max())
-    )
-    one_half_row = n == 1 and view.dtype != torch.float32  # the kernel has a quicker way for these
-    fold = view.group > 1 and (view.capped or (n < FOLD_ROWS and not one_half_row))
-    mask = None
-    if not fused_causal:
-        mask = visible(batch, view, flat, position, prefix, token, valid)
-        mask = additive(mask, real, view, fold)
-    bucket = Bucket(
-        batch=len(group),
-        rows=n,
-        keys=span,
-        slots=as_run(slots),
-        q_rows=as_run(flat.flatten()),
-        mask=mask,
-        causal=fused_causal,
-        fold=fold,
-    )
-    return bucket, real.flatten(), flat[real]
-
-
-def visible(
-    batch: Batch,
-    view: View,
-    flat: torch.Tensor,
-    position: torch.Tensor,
-    prefix: torch.Tensor,
-    token: torch.Tensor,
-    valid: torch.Tensor,
-) -> torch.Tensor:
-    """bool [batch, rows, keys]: may this row (``flat``, at ``position``) see this key (``token``)?"""
-    at = token
-    see = valid[:, None, :]
-    if batch.tree is not None and batch.depth is not None and view.causal:
-        new = token - prefix[:, None]
-        inside = new.clamp(0, batch.tree.shape[1] - 1)
-        see = see & (
-            (new < 0)[:, None, :] | batch.tree[flat].gather(2, inside[:, None, :].expand(-1, flat.shape[1], -1))
-        )
-        own = (flat[:, :1] + inside).clamp(max=len(batch.depth) - 1)
-        at = torch.where(new < 0, token, prefix[:, None] + batch.depth[own])
-    elif view.causal:
-        see = see & (token[:, None, :] <= position[:, :, None])
-    if view.window >= 0:
-        see = see & (at[:, None, :] >= position[:, :, None] - view.window)
-    return see.expand(-1, flat.shape[1], -1)
-
-
-def additive(see: torch.Tensor, real: torch.Tensor, view: View, fold: bool) -> torch.Tensor | None:
-    """0 where visible, -inf elsewhere, [batch, 1, rows, keys]; rows repeat per query head when folded."""
-    see = see | ~real[:, :, None]  # a padding row must not divide by nothing
-    if bool(see.all()):
-        return None
-    mask = torch.zeros(see.shape, dtype=view.dtype).masked_fill_(~see, float("-inf"))
-    if fold and mask.shape[1] > 1:
-        mask = mask.repeat_interleave(view.group, dim=1)
-    return mask[:, None]
-
-
-def as_run(index: torch.Tensor) -> torch.Tensor | slice:
-    """A slice when the indices follow one another: a view then replaces a copy."""
-    first, last = int(index[0]), int(index[-1])
-    if last - first == len(index) - 1 and torch.equal(index, torch.arange(first, last + 1)):
-        return slice(first, last + 1)
-    return index
 
 
 def attend(

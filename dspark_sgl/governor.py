@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,15 +17,16 @@ from dspark_sgl.policies.batch import Bools, Floats, Ints
 from dspark_sgl.policies.calibration import Calibration
 from dspark_sgl.policies.cost import CostModel
 from dspark_sgl.policies.forest import Forest
-from dspark_sgl.policies.history import BestNodes
-from dspark_sgl.policies.language import ACCEPT_METHODS, DEFAULT_TIER, Policy, Schedule
-from dspark_sgl.policies.rules import Active, RuleBook
+from dspark_sgl.policies.language import DEFAULT_TIER, Policy, Schedule
+from dspark_sgl.policies.rules import RuleBook
 from dspark_sgl.policies.scheduler import Batch, Scheduler, make_scheduler
 from dspark_sgl.policies.shape import ShapeChooser, most_nodes
 
-from .clock import PLAIN, ROUND
+from .clock import PLAIN
 from .load import LoadMeter, Step
 from .metrics import Metrics
+from .minute import Minute
+from .plan import Past, Plan, Ride
 from .policy_watch import PolicyWatch
 from .recorder import Recorder
 from .request_view import RequestLoad
@@ -36,78 +36,8 @@ logger = logging.getLogger(__name__)
 CAUSALITY = "early_stop"
 """Rounds are synchronous: this step's confidences are at hand, and an early stop keeps them from biasing the output."""
 
-
 MOST_TIERS_NAMED = 100
 """Clients choose these names; the log must not grow with them."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What the coming step shall do.
-
-    depths: how deep to draft each request; method: how drafts are accepted; tree: of which size, None for chains
-    """
-
-    depths: list[int]
-    method: str
-    tree: TreeShape | None = None
-
-    @property
-    def wire(self) -> list[int]:
-        """As numbers, for the other ranks; as many for any plan of so many requests."""
-        tree = self.tree or TreeShape(0, 0)
-        return [ACCEPT_METHODS.index(self.method), tree.max_nodes, tree.branch, *self.depths]
-
-    @classmethod
-    def from_wire(cls, numbers: list[int]) -> Plan:
-        method, nodes, branch, *depths = numbers
-        return cls(depths, ACCEPT_METHODS[method], TreeShape(nodes, branch) if nodes else None)
-
-    @classmethod
-    def plain(cls, requests: int) -> Plan:
-        return cls([0] * requests, ACCEPT_METHODS[0])
-
-
-@dataclass(frozen=True)
-class _Past:
-    """What rounds of one kind have taught: how far to trust their confidence, and what their trees promised."""
-
-    calibration: Calibration
-    best_nodes: BestNodes = field(default_factory=BestNodes)
-
-
-@dataclass
-class _Ride:
-    """One step from plan to learning: what it was decided from, what was decided, what came of it."""
-
-    requests: Sequence[RequestLoad]
-    batch: Batch
-    scheduler: Scheduler
-    active: Active
-    drafted: list[int]
-    past: _Past
-    forest: Forest | None = None
-    confidence: Floats | None = None
-    predicted: float = 0.0
-    """Drafts expected to be accepted, of those offered."""
-    verified: Bools | None = None
-    offered: list[int] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)
-
-    @property
-    def step(self) -> Step:
-        n = len(self.drafted)
-        spoke = [length for length, offered in zip(self.lengths, self.offered, strict=True) if offered]
-        return Step(
-            kind=ROUND if self.offered else PLAIN,
-            requests=n,
-            rows=n + sum(self.offered),
-            context=self.batch.context,
-            offered=sum(self.offered),
-            speculating=len(spoke),
-            emitted=sum(self.lengths) if self.offered else n,
-            gained=sum(spoke),
-        )
 
 
 class Governor:
@@ -131,12 +61,14 @@ class Governor:
         self._watch, self._block, self._room = watch, block, room
         self._profile, self.load, self._metrics = cost, load, metrics
         # A chain's confidence, q of a node that was chosen and the promise of one that was drawn are three figures.
-        self._past = {"chain": _Past(calibration), "tree": _Past(Calibration()), "drawn tree": _Past(Calibration())}
+        self._past = {"chain": Past(calibration), "tree": Past(Calibration()), "drawn tree": Past(Calibration())}
         self._as_it_comes = Calibration()
         self._shape = ShapeChooser(block, room)
+        self._minute = Minute()
         self._recorder = recorder
         self._unknown_tiers: set[str] = set()
-        self._ride: _Ride | None = None
+        self._unsound = self._bad_drafts_named = 0
+        self._ride: Ride | None = None
         self._decision: dict[str, Any] = {}
         self._adopt(watch.first)
         watch.start()
@@ -150,11 +82,16 @@ class Governor:
             return
         step = ride.step
         self.load.record(step, seconds)
+        expected = self._expected_seconds(step) if self._cost.ready else None
         if self._metrics is not None:
             self._metrics.set("cost_ready", self._cost.ready)
-            if self._cost.ready:
+            if expected is not None:
                 self._metrics.add("step_seconds_observed", seconds, step.kind)
-                self._metrics.add("step_seconds_predicted", self._expected_seconds(step), step.kind)
+                self._metrics.add("step_seconds_predicted", expected, step.kind)
+        self._minute.add(step, seconds, expected)
+        if self._minute.is_full:
+            logger.info("dspark: policy %s: %s", self._policy.name, self._minute.line)
+            self._minute = Minute()
         if self._policy.cost.refine == "online":
             self._cost.observe(step.kind, step.requests, step.rows, step.context, seconds)
 
@@ -183,12 +120,15 @@ class Governor:
             drafted = scheduler.draft_depths(batch, expected, np.ones(expected.shape, dtype=np.int64)).tolist()
         else:
             drafted = scheduler.draft_depths(batch, past.calibration.expected(len(lens), self._block)).tolist()
-        self._ride = _Ride(requests, batch, scheduler, active, drafted, past)
+        self._ride = Ride(requests, batch, scheduler, active, drafted, past)
         self._decision = {"rule": active.rule, "requests": len(lens), "drafted": sum(drafted), "verified": 0}
         return Plan(drafted, method, None if tree is None else TreeShape(tree.max_nodes, tree.branch))
 
-    def select(self, forest: Forest, confidence: Floats | None) -> Bools:
-        """bool `[n, N]`: which drafts to verify. confidence: `[n, N]`, or None from a drafter without."""
+    def select(self, forest: Forest, confidence: Floats | None, unsound: Bools | None = None) -> Bools:
+        """bool `[n, N]`: which drafts to verify.
+
+        confidence: `[n, N]`, or None from a drafter without; unsound: bool `[n, N]`, drafts that must not be
+        """
         ride = self._ride
         assert ride is not None
         ride.forest, ride.confidence = forest, confidence
@@ -202,6 +142,9 @@ class Governor:
         kept = ride.scheduler.select(ride.batch, survival, depth) & (forest.depth <= np.array(ride.drafted)[:, None])
         if confidence is not None:
             kept &= forest.closed(confidence > 0)  # where a path ends, no schedule goes on
+        if unsound is not None and unsound.any():
+            kept &= forest.closed(~unsound)
+            self._unsound += int(unsound.sum())
         if not forest.is_chain:
             ride.past.best_nodes.observe(survival)
         ride.verified, ride.offered = kept, kept.sum(1).tolist()
@@ -221,6 +164,7 @@ class Governor:
         speaking = sum(1 for k in ride.offered if k)
         if speaking:
             self._shape.learn(sum(ride.offered) / speaking)
+        self._name_bad_drafts()
         if self._recorder is not None:
             self._recorder.write(ride.requests, ride.forest, ride.verified, survived, ride.confidence)
 
@@ -246,8 +190,8 @@ class Governor:
             metrics.add("survival_observed", accepted)
             metrics.add("calibration_error", abs(ride.predicted - accepted))
             metrics.add("tokens_saved", accepted)
-        said = [self._as_it_comes, *(past.calibration for past in self._past.values())]
-        metrics.total("bad_confidences", sum(calibration.bad for calibration in said))
+        metrics.total("bad_confidences", self._bad_confidences)
+        metrics.total("unsound_drafts", self._unsound)
 
     def _expected_seconds(self, step: Step) -> float:
         if step.kind == PLAIN:
@@ -292,6 +236,22 @@ class Governor:
             self._unknown_tiers |= unknown
             tiers = ", ".join(sorted(unknown))
             logger.warning("dspark: policy %s has no tier %s: served as default", self._policy.name, tiers)
+
+    @property
+    def _bad_confidences(self) -> int:
+        said = [self._as_it_comes, *(past.calibration for past in self._past.values())]
+        return sum(calibration.bad for calibration in said)
+
+    def _name_bad_drafts(self) -> None:
+        """The log says when a draft model returns no numbers: the first time, and whenever it is ten times as many."""
+        bad = self._unsound + self._bad_confidences
+        if bad >= max(1, 10 * self._bad_drafts_named):
+            self._bad_drafts_named = bad
+            logger.warning(
+                "dspark: the draft has returned NaN, or a confidence outside 0 to 1, for %d drafts: none is verified, "
+                "and answers stay exact; check its checkpoint",
+                bad,
+            )
 
     def _scheduler(self, schedule: Schedule) -> Scheduler:
         """One scheduler per schedule of the policy, kept while the policy is: it remembers its probes."""

@@ -31,7 +31,8 @@ from .clock import PLAIN, PREFILL, ROUND, RoundClock
 from .commits import path_commit, prefill_commit, step_commit
 from .constraints import GrammarRows, constrain
 from .decode_state import DecodeState
-from .governor import Governor, Plan
+from .governor import Governor
+from .plan import Plan
 from .ranks import agree
 from .request_view import RequestBook, RequestHistory
 from .sampling import Sampling, accept
@@ -255,7 +256,8 @@ class SpecWorker(BaseSpecWorker):
         if self._governor is not None:
             forest = Forest.chains(*tokens.shape) if parents is None else Forest.trees(parents.cpu().numpy())
             said = None if confidence is None else confidence.double().cpu().numpy()
-            kept = torch.from_numpy(self._governor.select(forest, said)).to(kept)
+            unsound = None if proposal.unsound is None else proposal.unsound.cpu().numpy()
+            kept = torch.from_numpy(self._governor.select(forest, said, unsound)).to(kept)
         kept = agree(kept).bool()
         if parents is None:
             return chain_layout(anchors, tokens, kept.sum(1).tolist())

@@ -101,7 +101,8 @@ def reject_chain_torch(
 
 def residual(p: Tensor, q: Tensor, share: Tensor, vocab: Tensor | None) -> Tensor:
     """float32 `[n, V]`: `max(p - share q, 0)`, not normalised. p: `[n, V]`; q: `[n, Vq]`; share: `[n]`"""
-    taken = q * share[:, None].to(q.dtype)
+    # Where nothing is taken q is not read: a draft model's NaN may stand there.
+    taken = (q * share[:, None].to(q.dtype)).masked_fill_(share[:, None] == 0, 0.0)
     left = p - taken if vocab is None else p.index_add(1, vocab, -taken)
     return left.clamp_(min=0)
 
@@ -120,7 +121,8 @@ def draw_at(weights: Tensor, coins: Tensor) -> Tensor:
     """int64 `[n]`: the sample that each of the coins, float64 `[n]`, stands for.
 
     Inverse transform: the first v with `w_1 + ... + w_v > u (w_1 + ... + w_V)`, `u ~ U[0, 1)`. Strictly greater, so a
-    token of weight 0 is never drawn; float64, so that the sum over a large vocabulary keeps its small terms.
+    token of weight 0 is never drawn; float64, so that the sum over a large vocabulary keeps its small terms. Weights of
+    NaN stand for no token: what comes then is some column, for the caller not to use.
     """
     if weights.is_cuda:
         from . import rejection_triton
@@ -134,4 +136,4 @@ def draw_at_torch(weights: Tensor, coins: Tensor) -> Tensor:
     cumulative = weights.cumsum(-1, dtype=torch.float64)
     total = cumulative[:, -1:]
     point = torch.minimum(coins[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, point, right=True).squeeze(1)
+    return torch.searchsorted(cumulative, point, right=True).squeeze(1).clamp_(max=weights.shape[-1] - 1)

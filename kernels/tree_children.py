@@ -104,6 +104,7 @@ def pick(logits: Tensor, branch: int, draw: TreeDraw | None, owner: Tensor, sure
     q = torch.softmax(logits.float() / draw.temperature[owner, None], -1)
     greedy = draw.greedy[owner, None]
     promised = gains(chance[:, 0] if sure is None else sure, branch)
+    promised = promised.where(chance[:, :1].isfinite(), torch.nan)  # confidence does not make up for logits of NaN
     return Picked(
         columns=columns.where(greedy, draw_distinct(q, branch, draw.generator)),
         chance=chance.where(greedy, promised),
@@ -149,5 +150,6 @@ def draw_distinct(q: Tensor, count: int, generator: torch.Generator) -> Tensor:
         point = coin * (ends[:, -1] - width.sum(1))
         for start, size in zip(begin.T, width.T, strict=True):
             point = point + size.where(point >= start, 0.0)
-        drawn.append(torch.searchsorted(ends, torch.minimum(point, last)[:, None], right=True).squeeze(1))
+        column = torch.searchsorted(ends, torch.minimum(point, last)[:, None], right=True).squeeze(1)
+        drawn.append(column.clamp_(max=q.shape[-1] - 1))  # of NaN: some column, of a child that has no chance
     return torch.stack(drawn, dim=1)

@@ -41,7 +41,8 @@ class DraftTree:
     """One tree per request, nodes in falling order of survival, so that every prefix is a tree too.
 
     tokens: int64 `[bs, N]`; parents: int64 `[bs, N]`: 0 = the anchor, `m + 1` = node `m`, `NO_NODE` = no node
-    chance: float32 `[bs, N]`, that a node survives if its parent does; 0 where there is no node
+    chance: float32 `[bs, N]`, that a node survives if its parent does; 0 where there is no node, NaN where the draft
+        model's logits were
     drawn: what its nodes were drawn from, None where all were chosen
     """
 
@@ -170,7 +171,8 @@ def grow_tree(
             probs.append(picked.q)
         named = picked.columns if children.vocab is None else children.vocab[picked.columns]
         reachable = survival[..., None] + picked.chance.log()
-        reachable = reachable.masked_fill(depths[:, None, None] <= level, -torch.inf)
+        # Logits of NaN promise nothing: what would follow is no node.
+        reachable = reachable.masked_fill((depths[:, None, None] <= level) | picked.chance.isnan(), -torch.inf)
         fresh = _Nodes(
             tokens=named.flatten(1),
             survival=reachable.flatten(1),
@@ -217,12 +219,13 @@ def _tree(found: _Nodes, order: Tensor, drawn: NodeDistributions | None) -> Draf
     """The nodes in this order, int64 `[bs, N]`, best first; a parent stands before its children where they are equally
     good, since levels stand in order and the sort is stable."""
     exists = found.survival.gather(1, order) > -torch.inf
+    chance = found.chance.gather(1, order)
     place = torch.zeros(len(order), found.tokens.shape[1] + 1, dtype=torch.int64, device=order.device)
     rank = torch.arange(1, order.shape[1] + 1, device=order.device).expand_as(order)
     place.scatter_(1, order + 1, rank)
     return DraftTree(
         tokens=found.tokens.gather(1, order).where(exists, 0),
         parents=place.gather(1, found.up.gather(1, order)).where(exists, NO_NODE),
-        chance=found.chance.gather(1, order).where(exists, 0),
+        chance=chance.where(exists | chance.isnan(), 0),
         drawn=drawn,
     )

@@ -1,7 +1,11 @@
 """Helpful words for error messages: the nearest known word, and a value shown short and on one line."""
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+
+_REPR = reprlib.Repr()  # looks at the beginning of a container only: a request may carry megabytes
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 200
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -12,5 +16,5 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def short(value: object, limit: int = 40) -> str:
     """The value as Python writes it, cut to `limit` characters: one printable line, whatever a user typed."""
-    text = repr(value[: limit + 1] if isinstance(value, str) else value)
+    text = _REPR.repr(value[: limit + 1] if isinstance(value, str) else value)
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -83,6 +83,11 @@ class Proposal:
     confidence: Tensor | None = None
     drawn: NodeDistributions | None = None
 
+    @property
+    def unsound(self) -> Tensor | None:
+        """bool `[bs, N]`: drafts of a chain that were drawn from NaN. Rejection could not make up for what they are."""
+        return None if self.token_probs is None else ~self.token_probs.isfinite()
+
 
 @dataclass(frozen=True)
 class Commit:

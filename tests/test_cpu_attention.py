@@ -16,7 +16,7 @@ from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, ReqToTokenPool
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
-from dspark_sgl import cpu_attention
+from dspark_sgl import cpu_attention_plan
 from dspark_sgl.cpu_attention import CpuAttentionBackend
 
 MODES = ("decode", "extend", "chain", "tree", "uniform", "block")
@@ -274,7 +274,7 @@ def test_an_idle_forward_answers_with_no_rows() -> None:
 @pytest.mark.parametrize("mode", ["tree", "chain", "block", "extend"])
 def test_a_wrong_mask_is_caught(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison has the power to see one key too many."""
-    right = cpu_attention.visible
+    right = cpu_attention_plan.visible
 
     def one_too_many(*args: object) -> torch.Tensor:
         see = right(*args).clone()
@@ -286,5 +286,5 @@ def test_a_wrong_mask_is_caught(mode: str, monkeypatch: pytest.MonkeyPatch) -> N
     case = replace(draw_case(mode, 7), prefix=(9, 0), rows=(4, 5), window=2, cap=0.0, dtype=torch.float32)
     case = replace(case, parents=((-1, 0, 0, 1), (-1, 0, 0, 1, 1)), dim=16, v_dim=16)
     assert error(build(case)) < TOLERANCE[case.dtype]
-    monkeypatch.setattr(cpu_attention, "visible", one_too_many)
+    monkeypatch.setattr(cpu_attention_plan, "visible", one_too_many)
     assert error(build(case)) > 10 * TOLERANCE[case.dtype]

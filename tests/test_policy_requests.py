@@ -1,6 +1,10 @@
 """What a request may ask for, and the one line it gets when it asks for something else."""
 
+import time
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dspark_sgl.policies import RequestOptions, parse_request_options
 
@@ -39,3 +43,30 @@ def test_a_bad_value_is_one_line(value, words):
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 200
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=80),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
+    max_leaves=12,
+)
+FIELDS = st.sampled_from(["max_depth", "tier", "max_depht", "x"])
+
+
+@given(JSON | st.dictionaries(FIELDS, JSON, max_size=3))
+def test_whatever_a_client_sends_is_taken_or_refused_in_one_line(value):
+    try:
+        options = parse_request_options({"dspark": value})
+    except ValueError as error:
+        assert str(error).isprintable() and len(str(error)) < 300
+    else:
+        assert options.max_depth is None or 0 <= options.max_depth <= 64
+        assert options.tier is None or 1 <= len(options.tier) <= 64
+
+
+@pytest.mark.parametrize("value", [["x" * 10] * 10**6, {"max_depth": list(range(10**6))}, {"tier": {"a": "b" * 10**8}}])
+def test_megabytes_are_refused_as_quickly_as_a_word(value):
+    start = time.perf_counter()
+    with pytest.raises(ValueError, match="custom_params.dspark"):
+        parse_request_options({"dspark": value})
+    assert time.perf_counter() - start < 0.05

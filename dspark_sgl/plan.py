@@ -1,0 +1,91 @@
+"""What is decided for one decode step, and what becomes of it: the plan, and the record the governor keeps of it.
+
+Plain numbers; decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from dspark_sgl.kernels.tree_draft import TreeShape
+from dspark_sgl.policies.batch import Bools, Floats
+from dspark_sgl.policies.calibration import Calibration
+from dspark_sgl.policies.forest import Forest
+from dspark_sgl.policies.history import BestNodes
+from dspark_sgl.policies.language import ACCEPT_METHODS
+from dspark_sgl.policies.rules import Active
+from dspark_sgl.policies.scheduler import Batch, Scheduler
+
+from .clock import PLAIN, ROUND
+from .load import Step
+from .request_view import RequestLoad
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the coming step shall do.
+
+    depths: how deep to draft each request; method: how drafts are accepted; tree: of which size, None for chains
+    """
+
+    depths: list[int]
+    method: str
+    tree: TreeShape | None = None
+
+    @property
+    def wire(self) -> list[int]:
+        """As numbers, for the other ranks; as many for any plan of so many requests."""
+        tree = self.tree or TreeShape(0, 0)
+        return [ACCEPT_METHODS.index(self.method), tree.max_nodes, tree.branch, *self.depths]
+
+    @classmethod
+    def from_wire(cls, numbers: list[int]) -> Plan:
+        method, nodes, branch, *depths = numbers
+        return cls(depths, ACCEPT_METHODS[method], TreeShape(nodes, branch) if nodes else None)
+
+    @classmethod
+    def plain(cls, requests: int) -> Plan:
+        return cls([0] * requests, ACCEPT_METHODS[0])
+
+
+@dataclass(frozen=True)
+class Past:
+    """What rounds of one kind have taught: how far to trust their confidence, and what their trees promised."""
+
+    calibration: Calibration
+    best_nodes: BestNodes = field(default_factory=BestNodes)
+
+
+@dataclass
+class Ride:
+    """One step from plan to learning: what it was decided from, what was decided, what came of it."""
+
+    requests: Sequence[RequestLoad]
+    batch: Batch
+    scheduler: Scheduler
+    active: Active
+    drafted: list[int]
+    past: Past
+    forest: Forest | None = None
+    confidence: Floats | None = None
+    predicted: float = 0.0
+    """Drafts expected to be accepted, of those offered."""
+    verified: Bools | None = None
+    offered: list[int] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+
+    @property
+    def step(self) -> Step:
+        n = len(self.drafted)
+        spoke = [length for length, offered in zip(self.lengths, self.offered, strict=True) if offered]
+        return Step(
+            kind=ROUND if self.offered else PLAIN,
+            requests=n,
+            rows=n + sum(self.offered),
+            context=self.batch.context,
+            offered=sum(self.offered),
+            speculating=len(spoke),
+            emitted=sum(self.lengths) if self.offered else n,
+            gained=sum(spoke),
+        )

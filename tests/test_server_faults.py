@@ -1,0 +1,101 @@
+"""A draft model that returns NaN: nothing of it is verified, every answer stays the target's, and the server says so.
+
+The draft of the tiny target, whose Markov head returns NaN after one of the twelve tokens while its confidence head,
+which does not read that token, goes on promising: logits of NaN must not pass for a distribution.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlamaForCausalLM
+
+from dspark_sgl.server import Server
+
+from . import tiny_models
+from .conftest import Boots
+from .test_server_policy import metric
+from .three_tokens import exact, p_value
+
+pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
+
+AFTER = 5
+CHAINS = "version: 1\nschedule: {kind: fixed, depth: 4}\naccept: {method: rejection}\n"
+TREES = "version: 1\nschedule: {kind: fixed, depth: 4}\nshape: {kind: tree, max_nodes: 14, branch: 4}\n"
+PROMPT = [7, 1, AFTER, 3] * 5 + [AFTER]
+REQUESTS, EACH = 20, 250
+
+
+def write_broken_draft(folder: Path) -> None:
+    tiny_models.write_draft(folder)
+    file = folder / "model.safetensors"
+    tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
+    tensors["markov_head.markov_w1.weight"][AFTER] = torch.nan
+    weight = tensors["confidence_head.proj.weight"]
+    tensors["confidence_head.proj.weight"] = weight[:, : tiny_models.HIDDEN].contiguous()
+    save_file(tensors, file, metadata={"format": "pt"})
+    config = folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"confidence_head_with_markov": False}))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("faults")
+    tiny_models.write_target(folder / "target")
+    write_broken_draft(folder / "draft")
+    (folder / "policy.yaml").write_text(CHAINS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(boots: Boots, folder: Path) -> Server:
+    arguments = [
+        *("--model-path", str(folder / "target"), "--speculative-draft-model-path", str(folder / "draft")),
+        *("--speculative-algorithm", "DSPARK_SGL", "--dspark-policy", str(folder / "policy.yaml")),
+        *("--speculative-num-steps", str(tiny_models.GAMMA), "--speculative-num-draft-tokens", "16"),
+        *("--dtype", "float32", "--skip-tokenizer-init", "--skip-server-warmup"),
+        *("--max-total-tokens", "8192", "--max-running-requests", str(EACH)),
+    ]
+    boots.start("faults", arguments, {"OMP_NUM_THREADS": "1"})
+    return boots.server("faults")
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> LlamaForCausalLM:
+    return LlamaForCausalLM.from_pretrained(folder / "target").float().eval()
+
+
+def ask(server: Server, **sampling: Any) -> Any:
+    sampling = {"ignore_eos": True, **sampling}
+    return server.post("/generate", {"input_ids": PROMPT, "sampling_params": sampling})
+
+
+@pytest.mark.parametrize("policy", [CHAINS, TREES], ids=["chains", "trees"])
+def test_answers_stay_the_targets(server: Server, folder: Path, model: LlamaForCausalLM, policy: str) -> None:
+    server.edit_policy(folder / "policy.yaml", policy)
+    bad = metric(server, "unsound_drafts_total") + metric(server, "bad_confidences_total")
+    accepted = metric(server, "draft_tokens_total", outcome="accepted")
+
+    text = torch.tensor([PROMPT])
+    with torch.no_grad():
+        for _ in range(48):
+            text = torch.cat([text, model(text).logits[:, -1:].argmax(-1)], dim=1)
+    assert ask(server, temperature=0, max_new_tokens=48)["output_ids"] == text[0, len(PROMPT) :].tolist()
+
+    drawn = [ask(server, n=EACH, temperature=1.0, max_new_tokens=3) for _ in range(REQUESTS)]
+    counts = Counter(tuple(answer["output_ids"]) for answers in drawn for answer in answers)
+    assert p_value(counts, exact(model, PROMPT, 1.0, 1.0)) > 1e-4
+
+    assert metric(server, "unsound_drafts_total") + metric(server, "bad_confidences_total") > bad
+    assert metric(server, "draft_tokens_total", outcome="accepted") > accepted, "where there are numbers, it drafts"
+
+
+def test_the_log_says_so_and_does_not_repeat_itself(server: Server) -> None:
+    """A line whenever the drafts are ten times as many."""
+    assert 1 <= server.log.count("the draft has returned NaN") <= 8
