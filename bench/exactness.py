@@ -1,15 +1,18 @@
 """Greedy outputs with DSpark against plain SGLang, token for token, in float32 on the same attention backend.
 
-    python -m bench.exactness [--prompts 200] [--tokens 128] [--depths 1,3,7] [--concurrency 1,8] [--json OUT]
+    python -m bench.exactness [--prompts 200] [--tokens 128] [--depths 1,3,7] [--trees tree-16] [--concurrency 1,8]
+                              [--json OUT]
 
 Radix cache on, prefill in chunks of 64 tokens. One plain server gives the reference; one speculating server gives the
-rest, its depth lowered per request. Exits 1 when any output differs and prints where.
+rest: chains of these depths, then whole trees by policies of `bench/policies`. Exits 1 when any output differs and
+prints where.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +26,9 @@ from dspark_sgl.target import make_target
 from .prompts import eval_prompts
 
 ARGUMENTS = ("--dtype", "float32", "--chunked-prefill-size", "64")
-SPECULATE = ("--speculative-algorithm", "DSPARK_SGL", "--dspark-policy", "fixed-7")
+SPECULATE = ("--speculative-algorithm", "DSPARK_SGL", "--dspark-policy")
+CHAINS = "version: 1\nname: chains\nschedule: {kind: fixed, depth: 64}\n"
+POLICIES = Path(__file__).parent / "policies"
 
 
 def generate(
@@ -39,6 +44,7 @@ def main() -> int:
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--depths", default="1,3,7")
+    parser.add_argument("--trees", default="tree-16")
     parser.add_argument("--concurrency", default="1,8")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -46,25 +52,29 @@ def main() -> int:
     model = ["--model-path", str(make_target()), *ARGUMENTS]
     with Server(model) as server:
         wanted = generate(server, prompts, 8, "plain", max_new_tokens=options.tokens)
+    arms = [(f"depth {depth}", CHAINS, {"max_depth": int(depth)}) for depth in _list(options.depths)]
+    arms += [(name, (POLICIES / f"{name}.yaml").read_text(), {}) for name in _list(options.trees)]
     results: list[dict[str, Any]] = []
-    with Server([*model, *SPECULATE]) as server:
-        for concurrency in map(int, options.concurrency.split(",")):
-            for depth in map(int, options.depths.split(",")):
+    policy = Path(tempfile.mkdtemp()) / "arm.yaml"
+    policy.write_text(arms[-1][1])  # the one that needs most room
+    with Server([*model, *SPECULATE, str(policy)]) as server:
+        for concurrency in map(int, _list(options.concurrency)):
+            for name, text, limit in arms:
+                server.edit_policy(policy, text)
                 server.flush()
-                got = generate(
-                    server,
-                    prompts,
-                    concurrency,
-                    f"depth {depth}, {concurrency} at a time",
-                    max_new_tokens=options.tokens,
-                    custom_params={"dspark": {"max_depth": depth}},
-                )
+                label = f"{name}, {concurrency} at a time"
+                asked = {"max_new_tokens": options.tokens, "custom_params": {"dspark": limit}}
+                got = generate(server, prompts, concurrency, label, **asked)
                 different = [i for i, pair in enumerate(zip(got, wanted, strict=True)) if pair[0] != pair[1]]
-                results.append({"depth": depth, "concurrency": concurrency, "of": len(prompts), "different": different})
+                results.append({"arm": name, "concurrency": concurrency, "of": len(prompts), "different": different})
                 print(f"{len(prompts) - len(different)} of {len(prompts)} identical", different[:10], flush=True)
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))
     return int(any(result["different"] for result in results))
+
+
+def _list(text: str) -> list[str]:
+    return [word for word in text.split(",") if word]
 
 
 if __name__ == "__main__":

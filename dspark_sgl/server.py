@@ -90,6 +90,11 @@ class Server:
             os.killpg(self._process.pid, signal.SIGKILL)
 
     @property
+    def pid(self) -> int | None:
+        """Of the process that was started; the scheduler is a child of it."""
+        return None if self._process is None else self._process.pid
+
+    @property
     def log(self) -> str:
         """Everything the server has printed."""
         return self.log_file.read_text(errors="replace")
