@@ -1,6 +1,7 @@
-"""`dspark-sgl bench accept`: how many tokens a drafter's rounds yield, by domain and position, from a real server.
+"""`dspark-sgl bench`: measurements on real servers. Here is `accept`, how many tokens a drafter's rounds yield, by
+domain and position; `load` is in `load_command.py`.
 
-By default every round verifies the drafter's whole block, so drafters are compared and not policies.
+By default every round of `accept` verifies the drafter's whole block, so drafters are compared and not policies.
 """
 
 import argparse
@@ -9,26 +10,32 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from . import load_command
 from .acceptance import by_domain
-from .collect import Collector, add_server_arguments, check_output
+from .collect import Collector
 from .completion_command import POLICY_METAVAR
+from .launch import add_server_arguments, check_output
 from .policies.errors import PolicyError
 from .policies.shipped import find_policy
 from .prompts import Prompt, read_prompts
 from .recorder import RecordedRound
 
-HELP = "measure a drafter on a real server"
+HELP = "measure on real servers"
+ACCEPT = """How many tokens a drafter's rounds yield, by domain and position, from a real server. By default every round
+verifies the drafter's whole block, so drafters are compared and not policies."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     benches = parser.add_subparsers(dest="bench", metavar="BENCH", required=True)
-    accept = benches.add_parser("accept", help="accepted length and acceptance by position", description=__doc__)
+    accept = benches.add_parser("accept", help="accepted length and acceptance by position", description=ACCEPT)
     add_server_arguments(accept)
     accept.add_argument("--prompts", type=Path, required=True, metavar="F.jsonl", help='lines with "prompt", "domain"')
     accept.add_argument("--temperature", type=float, action="append", metavar="X", help="default: 1; may be repeated")
     accept.add_argument("--policy", metavar=POLICY_METAVAR, help="default: the drafter's whole block, always")
     accept.add_argument("--json", type=Path, metavar="OUT", help="write the figures there")
     accept.set_defaults(act=_accept)
+    load = benches.add_parser("load", help=load_command.HELP, description=load_command.__doc__)
+    load_command.add_arguments(load)
 
 
 def run(options: argparse.Namespace) -> int:

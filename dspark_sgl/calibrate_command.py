@@ -15,8 +15,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .collect import Collector, add_server_arguments, check_output, demo_target
+from .collect import Collector
 from .drafts import find_draft
+from .launch import add_server_arguments, check_output, demo_target
+from .picture import new_figure, save
 from .policies.errors import PolicyError
 from .prompts import read_prompts
 from .recorder import RecordedRound, read_record
@@ -59,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
     for option in ("out", "plot", "json"):
         check_output(f"--{option}", getattr(options, option))
     if options.plot:
-        _figure_class()  # before the minutes of a run
+        new_figure("--plot", 1, 1)  # before the minutes of a run
     recorded, facts, draft = _from_record(options) if options.record else _from_server(options)
     fit, held_out = _fit(recorded, facts["source"])
     out = options.out or _place(draft)
@@ -227,14 +229,6 @@ def _cell(value: float) -> str:
 # -- The picture -----------------------------------------------------------------------------------------------------
 
 
-def _figure_class() -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise PolicyError("--plot", 0, 0, "needs matplotlib: pip install 'dspark-sgl[plot]'") from None
-    return Figure
-
-
 def _plot(fit: Fit, rounds: Rounds, out: Path) -> None:
     """Reliability diagrams by position, on the held-out half."""
     import numpy as np
@@ -244,7 +238,7 @@ def _plot(fit: Fit, rounds: Rounds, out: Path) -> None:
     depth = rounds.logits.shape[1]
     columns = min(depth, 4)
     height = math.ceil(depth / columns)
-    figure = _figure_class()(figsize=(2.5 * columns, 2.6 * height), layout="constrained")
+    figure = new_figure("--plot", 2.5 * columns, 2.6 * height)
     arms = (("before", [1.0], "C1", fit.before), ("after", fit.temperatures, "C0", fit.after))
     panels = np.atleast_1d(figure.subplots(height, columns)).ravel()
     for k, axes in enumerate(panels):
@@ -263,7 +257,4 @@ def _plot(fit: Fit, rounds: Rounds, out: Path) -> None:
         axes.legend(fontsize="x-small", loc="upper left")
     figure.supxlabel("predicted survival", fontsize="small")
     figure.supylabel("share accepted", fontsize="small")
-    try:
-        figure.savefig(out, dpi=110)
-    except (OSError, ValueError) as error:
-        raise PolicyError(str(out), 0, 0, f"cannot be written: {error}") from None
+    save(figure, out)

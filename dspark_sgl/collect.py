@@ -9,8 +9,6 @@ to a user's. Never judges what it collects.
 from __future__ import annotations
 
 import argparse
-import os
-import re
 import secrets
 import shutil
 import sys
@@ -18,13 +16,12 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
-from importlib.metadata import entry_points, version
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from .draft_config import DraftError
-from .drafts import check_draft
+from .launch import check_choice, demo_target, from_anywhere, reason
 from .policies.errors import PolicyError
 from .prompts import Prompt
 from .recorder import RecordedRound, read_record
@@ -37,45 +34,19 @@ FULL_BLOCK = "{version: 1, name: full-block, schedule: {kind: fixed, depth: 64},
 """Every draft of every block is offered, since a depth is cut to the drafter's block; confidence decides nothing."""
 
 
-def add_server_arguments(parser: argparse.ArgumentParser) -> None:
-    """What both commands ask about the server and what to run on it."""
-    parser.add_argument("--algorithm", default="DSPARK_SGL", metavar="A", help="default: %(default)s")
-    parser.add_argument("--model", metavar="T", help="the target (default: that of `make demo`)")
-    parser.add_argument("--draft", metavar="D", help="default: the one shipped or cached for the target")
-    parser.add_argument("--limit", type=_positive, metavar="N", help="use N prompts, domains in turn (default: all)")
-    parser.add_argument(
-        "--max-new-tokens", type=_positive, default=128, metavar="N", help="of an answer (default: %(default)s)"
-    )
-    parser.add_argument("sglang", nargs="*", metavar="-- ARGUMENT", help="arguments for SGLang's server, behind --")
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
-    return int(text)
-
-
-def check_output(option: str, file: Path | None) -> None:
-    """Before the minutes of a run, not after: `file` can be written."""
-    if file is not None and (
-        file.is_dir() or not os.access(file if file.exists() else file.absolute().parent, os.W_OK)
-    ):
-        raise PolicyError(option, 0, 0, f"{file} cannot be written")
-
-
 class Collector:
     """`with Collector(options) as collector:` is a server of these options that records; default policy: full block."""
 
     def __init__(self, options: argparse.Namespace, policy: str | None = None) -> None:
         model = options.model or demo_target()
-        _check(options.algorithm, model, options.draft)
+        check_choice(options.algorithm, model, options.draft)
         self._folder = Path(tempfile.mkdtemp(prefix="dspark-record-"))
         self._record = (record_file() or self._folder / "rounds.jsonl").absolute()
         (self._folder / "full-block.yaml").write_text(FULL_BLOCK)
-        arguments = ["--model-path", _from_anywhere(model), "--speculative-algorithm", options.algorithm.upper()]
-        arguments += ["--dspark-policy", _from_anywhere(policy or str(self._folder / "full-block.yaml"))]
+        arguments = ["--model-path", from_anywhere(model), "--speculative-algorithm", options.algorithm.upper()]
+        arguments += ["--dspark-policy", from_anywhere(policy or str(self._folder / "full-block.yaml"))]
         if options.draft:
-            arguments += ["--speculative-draft-model-path", _from_anywhere(options.draft)]
+            arguments += ["--speculative-draft-model-path", from_anywhere(options.draft)]
         self._tokens = options.max_new_tokens
         self._run, self._asked = secrets.token_hex(4), 0
         self._server = Server([*arguments, *options.sglang], {RECORD_VARIABLE: str(self._record)})
@@ -129,7 +100,7 @@ class Collector:
         }
 
     def _ended(self) -> PolicyError:
-        return PolicyError("server", 0, 0, f"it ended: {_reason(self._server.log)}; its log: {self._server.log_file}")
+        return PolicyError("server", 0, 0, f"it ended: {reason(self._server.log)}; its log: {self._server.log_file}")
 
     def _ask(self, name: str, prompt: Prompt, temperature: float) -> None:
         # Said in full: a model's generation_config.json would fill in what is not.
@@ -142,40 +113,3 @@ class Collector:
             raise PolicyError("server", 0, 0, f"prompt {prompt.text[:40]!r}: {error}") from None
         except (OSError, HTTPException):
             raise self._ended() from None
-
-
-def _check(algorithm: str, model: str, draft: str | None) -> None:
-    """What would otherwise be found out a minute later."""
-    # Algorithms are named after their entry points (see plugin.py); importing them would take half a minute.
-    known = sorted(f"{entry.name.upper()}_SGL" for entry in entry_points(group="dspark_sgl.spec_algos"))
-    if algorithm.upper() not in known:
-        raise PolicyError("--algorithm", 0, 0, f"{algorithm!r} is unknown; there are {', '.join(known)}")
-    if Path(model).is_absolute() and not Path(model).exists():
-        raise PolicyError("--model", 0, 0, f"{model}: no such folder")
-    if draft and Path(draft).is_dir() and Path(model).is_dir():
-        check_draft(draft, model, algorithm)
-
-
-def _from_anywhere(name: str) -> str:
-    """The server runs in another folder: what is a path here is made one that holds there."""
-    return str(Path(name).absolute()) if Path(name).exists() else name
-
-
-def demo_target() -> str:
-    """The folder of the target that `make demo` uses."""
-    from .target import TargetError, make_target
-
-    try:
-        return str(make_target())
-    except TargetError as error:
-        raise DraftError(f"--model: {error}") from None
-
-
-def _reason(log: str) -> str:
-    """The line of a server's log that says why it ended: ours, else the last error that it raised, else the last."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()] or ["it printed nothing"]
-    for start in (r"error: ", r"[\w.]*(Error|Exception)\b"):
-        said = [line for line in lines if re.match(start, line)]
-        if said:
-            return said[-1].removeprefix("error: ")
-    return lines[-1]

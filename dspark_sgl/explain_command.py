@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from .picture import new_figure, save
 from .policies.errors import PolicyError
 from .policies.explain import Explanation, Load, Verdict, explain, parse_load
 from .policies.language import Policy, as_json
@@ -121,11 +122,7 @@ def _cell(point: Any) -> str:
 
 
 def _plot(policy: Policy, grid: Sequence[Any], machine: str, out: str) -> None:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise PolicyError("--plot", 0, 0, "needs matplotlib: pip install 'dspark-sgl[plot]'") from None
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = new_figure("--plot", 7, 4)
     axes = figure.add_subplot(
         title=f"{policy.name}: depth by load", xlabel="batch.size", ylabel="verified tokens per request"
     )
@@ -138,7 +135,4 @@ def _plot(policy: Policy, grid: Sequence[Any], machine: str, out: str) -> None:
     axes.set_ylim(bottom=0)
     axes.legend()
     figure.supxlabel(machine, fontsize="x-small", color="gray")
-    try:
-        figure.savefig(Path(out), dpi=150)
-    except (OSError, ValueError) as error:
-        raise PolicyError(out, 0, 0, f"cannot be written: {error}") from None
+    save(figure, Path(out))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .cache import cache_dir
+from .picture import new_figure, save
 from .policies.errors import PolicyError
 
 if TYPE_CHECKING:
@@ -135,13 +136,9 @@ def _cell(cost: "CostModel", kind: str, requests: int, rows: int, context: int) 
 
 def _plot(cost: "CostModel", about: dict[str, Any], out: str) -> None:
     """Steps at the shortest context: as measured, and as the cost model prices them."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise PolicyError("--plot", 0, 0, "needs matplotlib: pip install 'dspark-sgl[plot]'") from None
     import numpy as np
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = new_figure("--plot", 7, 4)
     axes = figure.add_subplot(title="What a step costs", xlabel="rows of the target's forward", ylabel="milliseconds")
     each = min(point.context // point.requests for point in cost.points)  # context of one request, in tokens
     measured = {(p.kind, p.requests, p.rows): p.seconds for p in cost.points if p.context == each * p.requests}
@@ -158,7 +155,4 @@ def _plot(cost: "CostModel", about: dict[str, Any], out: str) -> None:
     axes.set_ylim(bottom=0)
     axes.legend(title="dots: measured, lines: the model", fontsize="small")
     figure.supxlabel(f"{_title(about)}; {each} tokens per request", fontsize="x-small", color="gray")
-    try:
-        figure.savefig(Path(out), dpi=150)
-    except (OSError, ValueError) as error:
-        raise PolicyError(out, 0, 0, f"cannot be written: {error}") from None
+    save(figure, Path(out))

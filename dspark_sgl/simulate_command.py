@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .picture import new_figure, save
 from .policies.errors import PolicyError
 from .policies.language import Policy
 from .policies.shipped import find_policy
@@ -155,11 +156,7 @@ def _table(points: Sequence[Point], about: str) -> list[str]:
 
 
 def _plot(points: Sequence[Point], policies: Sequence[Policy], file: Path) -> None:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise PolicyError("--plot", 0, 0, "needs matplotlib: pip install 'dspark-sgl[plot]'") from None
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    figure = new_figure("--plot", 11, 4.5)
     frontier, time = figure.subplots(1, 2)
     for policy in policies:
         mine = [point for point in points if point.policy == policy.name]
@@ -172,7 +169,4 @@ def _plot(points: Sequence[Point], policies: Sequence[Policy], file: Path) -> No
     for axis in (frontier, time):
         axis.grid(alpha=0.3)
         axis.legend(fontsize="small")
-    try:
-        figure.savefig(file, dpi=150)
-    except (OSError, ValueError) as error:
-        raise PolicyError(str(file), 0, 0, f"cannot be written: {error}") from None
+    save(figure, file)

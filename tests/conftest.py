@@ -18,9 +18,11 @@ from pathlib import Path
 import pytest
 import triton_interpreter  # noqa: F401  before anything imports triton
 
-from dspark_sgl.server import Server
+from dspark_sgl.server import Answer, Server
 from dspark_sgl.settings import RECORD_VARIABLE
 from dspark_sgl.target import make_target
+
+from .questions import chat, shaped, together
 
 PROMPTS = Path(__file__).parent.parent / "bench" / "prompts" / "eval.jsonl"
 SHARED = (
@@ -117,10 +119,14 @@ def prompts() -> list[str]:
     return [chat(row["prompt"]) for row in chosen]
 
 
-def chat(prompt: str) -> str:
-    """SmolLM2's chat template for one user turn."""
-    system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
-    return f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
+@pytest.fixture(scope="session")
+def plain_answers(plain_server: Server, prompts: list[str]) -> list[Answer]:
+    return together(plain_server, prompts, temperature=0, max_new_tokens=64)
+
+
+@pytest.fixture(scope="session")
+def plain_shaped(plain_server: Server) -> dict[str, tuple[int, ...]]:
+    return shaped(plain_server)
 
 
 def seconds_until(condition: Callable[[], bool], limit: float = 20) -> float:

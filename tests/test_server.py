@@ -13,25 +13,13 @@ import pytest
 
 from dspark_sgl.server import Answer, Server, ServerError
 
-from .conftest import chat
+from .questions import LONG_PROMPT, PROMPT, SHAPING, chat, shaped, together
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(1200)]
-
-PROMPT = chat("Write a python function to sort a list.")
 
 
 def depth(limit: int) -> dict[str, Any]:
     return {"custom_params": {"dspark": {"max_depth": limit}}}
-
-
-def together(server: Server, prompts: list[str], **sampling: Any) -> list[Answer]:
-    with ThreadPoolExecutor(8) as pool:
-        return list(pool.map(lambda prompt: server.generate(prompt, **sampling), prompts))
-
-
-@pytest.fixture(scope="module")
-def plain_answers(plain_server: Server, prompts: list[str]) -> list[Answer]:
-    return together(plain_server, prompts, temperature=0, max_new_tokens=64)
 
 
 @pytest.mark.parametrize("limit", [0, 1, 3, 7])
@@ -72,9 +60,9 @@ def test_streaming_ends_where_generation_does(spec_server: Server) -> None:
 
 def test_generation_up_to_the_context_length(spec_server: Server, plain_server: Server) -> None:
     """The last block does not fit any more; its rows past the end must not touch a neighbour's slots."""
-    wanted = plain_server.generate("Once", temperature=0, max_new_tokens=382, ignore_eos=True)
-    got = spec_server.generate("Once", temperature=0, max_new_tokens=382, ignore_eos=True)
-    assert len(wanted.tokens) > 370 and got.tokens == wanted.tokens
+    wanted = plain_server.generate(LONG_PROMPT, temperature=0, max_new_tokens=52, ignore_eos=True)
+    got = spec_server.generate(LONG_PROMPT, temperature=0, max_new_tokens=52, ignore_eos=True)
+    assert len(LONG_PROMPT) + len(wanted.tokens) >= 382 and got.tokens == wanted.tokens
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 9, 17])
@@ -96,25 +84,17 @@ def test_stops_inside_a_block(spec_server: Server, plain_server: Server) -> None
         assert (got.text, got.meta["finish_reason"]) == (wanted.text, wanted.meta["finish_reason"])
 
 
-@pytest.mark.parametrize(
-    "params",
-    [
-        {"frequency_penalty": 0.7},
-        {"presence_penalty": 0.7},
-        {"repetition_penalty": 1.3},
-        {"min_new_tokens": 20, "stop": ["\n"]},
-        {"logit_bias": {"198": -3.0, "30": 2.0}},
-        {"regex": r"(yes|no), because [a-z ]{10,40}\."},
-        {"json_schema": json.dumps({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]})},
-    ],
-    ids=lambda params: next(iter(params)),
-)
+@pytest.fixture(scope="module")
+def spec_shaped(spec_server: Server) -> dict[str, tuple[int, ...]]:
+    return shaped(spec_server)
+
+
+@pytest.mark.parametrize("name", SHAPING)
 def test_what_shapes_the_logits_shapes_them_the_same(
-    spec_server: Server, plain_server: Server, params: dict[str, Any]
+    plain_shaped: dict[str, tuple[int, ...]], spec_shaped: dict[str, tuple[int, ...]], name: str
 ) -> None:
-    wanted = plain_server.generate(PROMPT, temperature=0, max_new_tokens=40, **params)
-    got = spec_server.generate(PROMPT, temperature=0, max_new_tokens=40, **params)
-    assert got.tokens == wanted.tokens
+    assert spec_shaped[name] == plain_shaped[name]
+    assert len(set(plain_shaped.values())) > 4, "what is asked for makes a difference"
 
 
 def test_requests_with_and_without_penalties_share_a_batch(spec_server: Server, plain_server: Server) -> None:

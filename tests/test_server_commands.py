@@ -16,7 +16,9 @@ import psutil
 import pytest
 
 from dspark_sgl.cli import main
+from dspark_sgl.load_client import Load, serve, write_dataset
 from dspark_sgl.policies.calibration import Calibration
+from dspark_sgl.prompts import read_prompts
 from dspark_sgl.recorder import RecordedRound, read_record
 from dspark_sgl.server import Server
 from dspark_sgl.settings import RECORD_VARIABLE
@@ -55,6 +57,26 @@ def test_a_request_of_depth_0_has_no_rounds(spec_server: Server, record: Path, p
     plainly = {"max_new_tokens": 8, "custom_params": {"dspark": {"max_depth": 0}}}
     spec_server.post("/generate", {"text": prompts[0], "rid": "plain", "sampling_params": plainly})
     assert rounds_of(record, "plain") == []
+
+
+def test_sglangs_client_drives_a_load(
+    spec_server: Server, plain_server: Server, target: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """What `bench load` says of a point is what the server counted while the client drove it."""
+    dataset = tmp_path / "prompts.jsonl"
+    write_dataset(read_prompts(PROMPTS, 12), dataset)
+    before = spec_server.report()["counts"]
+    fast = serve(spec_server, str(target), dataset, Load(concurrency=4), 8, 24, seed=0)
+    after = spec_server.report()["counts"]
+    assert fast.accepted_length is not None and 1.1 < fast.accepted_length < 7
+    assert sum(fast.accepted.values()) == after["request_rounds"] - before.get("request_rounds", 0)
+    assert fast.plain == 0 and fast.depth == 6
+    slow = serve(plain_server, str(target), dataset, Load(rate=2.0), 6, 24, seed=0)
+    assert (slow.accepted_length, slow.plain, slow.depth, slow.accepted) == (None, 1.0, 0.0, {})
+    for served in (fast, slow):
+        assert served.output_tps > 1 and served.tps_per_user > 1
+        assert 0 < served.ttft_ms[0] <= served.ttft_ms[1] <= served.ttft_ms[2]
+    assert capsys.readouterr().out == "", "the client's own report is not shown"
 
 
 def test_both_commands_end_to_end(

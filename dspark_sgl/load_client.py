@@ -1,0 +1,133 @@
+"""One load on one server, driven by SGLang's own `bench_serving` client, and what the server did meanwhile.
+
+The client runs in this process, by its command line: a process of its own would import SGLang again for every point.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .policies.errors import PolicyError
+from .prompts import Prompt
+from .server import Server
+
+
+@dataclass(frozen=True)
+class Load:
+    """concurrency: so many users, each of whom asks again when answered; or rate: requests a second, at random times"""
+
+    concurrency: int | None = None
+    rate: float | None = None
+
+    @property
+    def label(self) -> str:
+        return f"{self.concurrency} users" if self.rate is None else f"{self.rate:g} requests/s"
+
+
+@dataclass(frozen=True)
+class Served:
+    """What one load brought.
+
+    output_tps: output tokens per second; tps_per_user: of one request after its first token, median
+    ttft_ms, itl_ms: percentiles 50, 90 and 99 of time to first token and between tokens
+    depth: drafts verified per request and step; plain: share of request-steps without any; accepted_length: tokens per
+        request and round, None where nobody speculated; accepted: rounds by how many tokens they emitted
+    """
+
+    output_tps: float
+    tps_per_user: float
+    ttft_ms: tuple[float, float, float]
+    itl_ms: tuple[float, float, float]
+    depth: float
+    plain: float
+    accepted_length: float | None
+    accepted: dict[int, int]
+
+
+def write_dataset(prompts: Sequence[Prompt], file: Path) -> None:
+    """In the client's format: a conversation of two turns a line, the second of no matter."""
+    with file.open("w") as out:
+        for prompt in prompts:
+            turns = [{"role": "user", "content": prompt.text}, {"role": "assistant", "content": "so " * 8}]
+            out.write(json.dumps({"conversations": turns}) + "\n")
+
+
+def serve(server: Server, model: str, dataset: Path, load: Load, requests: int, tokens: int, seed: int) -> Served:
+    """Drives so many requests of so many output tokens each; the seed says which prompts. Raises PolicyError where one
+    fails."""
+    before = _Counts.of(server)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "result.jsonl"
+        _client(
+            *("--backend", "sglang", "--base-url", server.url, "--model", model, "--tokenizer", model),
+            *("--dataset-name", "custom", "--dataset-path", str(dataset), "--apply-chat-template"),
+            *("--num-prompts", str(requests), "--sharegpt-output-len", str(tokens), "--seed", str(seed)),
+            *("--request-rate", "inf" if load.rate is None else str(load.rate)),
+            *(() if load.concurrency is None else ("--max-concurrency", str(load.concurrency))),
+            *("--warmup-requests", "0", "--flush-cache", "--disable-tqdm", "--output-details"),
+            *("--output-file", str(out)),
+        )
+        result = json.loads(out.read_text())
+    failed = [error for error in result["errors"] if error]
+    if failed or result["completed"] != requests:
+        why = failed[0] if failed else "no answer"
+        raise PolicyError(load.label, 0, 0, f"{requests - result['completed']} of {requests} requests failed: {why}")
+    return _Counts.of(server).since(before, result)
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """A server's own, since its start; all 0 for plain SGLang."""
+
+    counts: dict[str, int]
+    accepted: dict[int, int]
+
+    @classmethod
+    def of(cls, server: Server) -> _Counts:
+        report = server.report()
+        histogram = {int(length): n for length, n in report.get("accepted_histogram", {}).items()}
+        return cls(report.get("counts", {}), histogram)
+
+    def since(self, before: _Counts, result: dict[str, Any]) -> Served:
+        done = {key: count - before.counts.get(key, 0) for key, count in self.counts.items()}
+        accepted = {n: count - before.accepted.get(n, 0) for n, count in self.accepted.items()}
+        steps = done.get("round_requests", 0) + done.get("plain_requests", 0)
+        rounds = done.get("request_rounds", 0)
+        return Served(
+            output_tps=float(result["output_throughput"]),
+            tps_per_user=1000 / float(result["median_tpot_ms"]),
+            ttft_ms=_percentiles(result, "ttft"),
+            itl_ms=_percentiles(result, "itl"),
+            depth=done.get("drafted", 0) / steps if steps else 0.0,
+            plain=done.get("plain_requests", 0) / steps if steps else 1.0,
+            accepted_length=done.get("emitted", 0) / rounds if rounds else None,
+            accepted={n: count for n, count in sorted(accepted.items()) if count},
+        )
+
+
+def _percentiles(result: dict[str, Any], what: str) -> tuple[float, float, float]:
+    return float(result[f"median_{what}_ms"]), float(result[f"p90_{what}_ms"]), float(result[f"p99_{what}_ms"])
+
+
+def _client(*arguments: str) -> None:
+    """What `python -m sglang.bench_serving` does; its report is only shown where it ends with an error."""
+    from sglang.benchmark import serving  # half a minute of imports, once
+
+    said = io.StringIO()
+    own, sys.argv = sys.argv, ["bench_serving", *arguments]
+    try:
+        with contextlib.redirect_stdout(said):
+            serving.cli_main()
+    except SystemExit as error:
+        if error.code:
+            raise PolicyError("bench_serving", 0, 0, said.getvalue()[-300:]) from None
+    finally:
+        sys.argv = own

@@ -1,0 +1,120 @@
+"""The load report: every figure of the JSON is on the page, every picture is drawn, nothing is fetched."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from dspark_sgl.cli import main
+from dspark_sgl.load_client import Load, Served
+from dspark_sgl.load_command import Point, table
+from dspark_sgl.load_report import page
+
+FIGURES = ("frontier", "throughput", "depth", "survival", "ttft_ms", "itl_ms")
+
+
+def served(speed: float, depth: float) -> Served:
+    return Served(
+        output_tps=speed,
+        tps_per_user=speed / 4,
+        ttft_ms=(100.0, 150.0, 200.0),
+        itl_ms=(20.0, 30.0, 45.0),
+        depth=depth,
+        plain=0.0 if depth else 1.0,
+        accepted_length=1.5 if depth else None,
+        accepted={1: 50, 2: 30, 3: 20} if depth else {},
+    )
+
+
+@pytest.fixture
+def report() -> dict:
+    points = [
+        Point(arm, Load(concurrency=users), tuple(served(speed * users + i, depth) for i in (0, 2, 1)))
+        for users in (1, 4)
+        for arm, speed, depth in (("plain", 20, 0.0), ("<mine>", 30, 2.5))
+    ]
+    run = {
+        "model": "tiny",
+        "prompts": {"file": "p.jsonl", "count": 8},
+        "max_new_tokens": 16,
+        "passes": 3,
+        "date": "2026-01-01",
+        "versions": {"sglang": "0"},
+    }
+    return json.loads(json.dumps({"points": [point.entry() for point in points], "run": run}))
+
+
+def test_figures_are_medians_with_their_spread(report: dict) -> None:
+    first = report["points"][1]
+    assert (first["arm"], first["output_tps"], first["output_tps_spread"]) == ("<mine>", 31.0, [30.0, 32.0])
+    assert first["survival"] == [0.5, 0.2]
+    assert report["points"][0]["survival"] == []
+    assert first["ttft_ms"] == {"p50": 100.0, "p90": 150.0, "p99": 200.0}
+
+
+def test_the_table_compares_with_plain_decoding(report: dict) -> None:
+    lines = table(report)
+    assert [line for line in lines if line in ("1 users", "4 users")] == ["1 users", "4 users"]
+    assert re.search(r"<mine> +31\.0 +\(30\.0 to 32\.0\) +1\.48 ", lines[3])
+
+
+def test_the_page_stands_alone(report: dict) -> None:
+    html = page(report)
+    assert not re.search(r"<script|<link|(src|href)=\"(?!#)[^\"]*\"|url\((?!#)", html.replace("http://www.w3.org", ""))
+    assert "width=device-width" in html and "&lt;mine&gt;" in html and "<mine>" not in html
+    for name in FIGURES:
+        figure = re.search(rf'<figure id="{name}">.*?(<svg.*?</svg>)', html, re.DOTALL)
+        assert figure is not None
+        drawn = ElementTree.fromstring(figure[1].replace("xlink:href", "href"))
+        assert len(drawn.findall(".//{http://www.w3.org/2000/svg}path")) > 10
+    named = re.findall(r'\bid="([^"]+)"', html)
+    assert len(named) == len(set(named))
+    assert html.count("<td>") == 14 * len(report["points"])
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+def test_a_browser_shows_all_of_it(report: dict, tmp_path: Path) -> None:
+    """On a phone's screen: the page is as wide as the screen and every picture has a size."""
+    file = tmp_path / "report.html"
+    probe = (
+        "<script>document.title = JSON.stringify({wide: document.documentElement.scrollWidth, "
+        "sizes: [...document.querySelectorAll('svg')].map(s => s.getBoundingClientRect().height)})</script>"
+    )
+    file.write_text(page(report).replace("</body>", probe + "</body>"))
+    browser = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--window-size=500,900"]
+    shot = tmp_path / "report.png"
+    subprocess.run([*browser, f"--screenshot={shot}", file.as_uri()], check=True, timeout=120, capture_output=True)
+    shown = subprocess.run(
+        [*browser, "--dump-dom", file.as_uri()], check=True, timeout=120, capture_output=True, text=True
+    )
+    measured = json.loads(re.search(r"<title>(.*?)</title>", shown.stdout)[1].replace("&quot;", '"'))
+    assert measured["wide"] <= 500
+    assert len(measured["sizes"]) == len(FIGURES) and min(measured["sizes"]) > 100
+    assert shot.stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--arms", "plain,adaptvie"], "did you mean 'adaptive'"),
+        (["--arms", "plain,plain"], "names 'plain' twice"),
+        (["--arms", "NOBODY_SGL:off"], "unknown"),
+        (["--concurrency", "1,x"], "numbers above 0"),
+        (["--rate", "0"], "numbers above 0"),
+        (["--html", "/nowhere/report.html"], "cannot be written"),
+    ],
+)
+def test_a_mistake_is_one_line_before_a_server_starts(
+    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "Hello"}\n')
+    assert main(["bench", "load", "--prompts", str(prompts), "--model", str(tmp_path), *arguments]) == 1
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
