@@ -62,7 +62,7 @@ def accept(
         probs = torch.where(sampling.greedy[owner][:, None], certain, probs)
     if method != "match":
         if proposal.drawn is not None:
-            return reject_tree(layout, probs, proposal.drawn, sampling.greedy, generator)
+            return reject_tree(layout, probs, proposal.drawn, generator)
         if proposal.distribution is not None and proposal.token_probs is not None and layout.is_chain:
             return reject_chain(layout, probs, proposal.distribution, proposal.token_probs, generator)
     return walk(layout, layout.pad(draw(probs, generator)))

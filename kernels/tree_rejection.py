@@ -20,6 +20,14 @@ x_1 .. x_{i-1}, on what stands above and beside the node and on what a draw prom
 it. Trees are cut in falling order of promises made before each draw, where nothing below a node stands before it;
 pruning drawn children by their own probability is biased, and tests/test_kernels_tree_rejection.py shows it.
 
+None of the p_i has to be kept. With S_i what q has left, sum of q(v) over v not among x_1 .. x_{i-1}, and
+
+    r_i = max(p - A_i q, 0),   Z_i = sum_v r_i(v),   A_1 = 0,   A_{i+1} = A_i + Z_i / S_i
+
+it is p_i = r_i / Z_i, by induction: p_{i+1} is max(r_i / Z_i - q / S_i, 0), normalised, wherever q_i = q / S_i. At the
+x_j before, q_i is 0 instead; but x_j was rejected, so r_j(x_j) / Z_j < q(x_j) / S_j, which says r_{j+1}(x_j) = 0, and A
+only grows. So a node is one number, A, and p and q are read where they lie.
+
 A request whose nodes were chosen has q = 0 and a p that is one-hot: a child is accepted where it is the argmax, and
 rejecting one takes nothing away.
 """
@@ -30,78 +38,96 @@ import torch
 from torch import Tensor
 
 from .layout import TreeLayout
-from .rejection import draw, residual
+from .rejection import Coins, draw_at_torch, residual
 from .tree_children import NodeDistributions
 from .walk import NO_ROW, Acceptance
 
+MOST = 1e30
+"""Of A: enough to leave nothing of p where q has anything, and still a float32."""
+
 
 def reject_tree(
-    layout: TreeLayout, target_probs: Tensor, drawn: NodeDistributions, greedy: Tensor, generator: torch.Generator
+    layout: TreeLayout, target_probs: Tensor, drawn: NodeDistributions, generator: torch.Generator
 ) -> Acceptance:
-    """layout: trees, siblings in the order of their draws; target_probs: float32 `[rows, V]`, packed, normalised
+    """layout: trees, siblings in the order of their draws; target_probs: float32 `[rows, V]`, packed, normalised"""
+    coins = Coins.toss(layout, generator)
+    if target_probs.is_cuda:
+        from . import tree_rejection_triton
 
-    greedy: bool `[bs]`, requests whose nodes were chosen
-    """
+        return tree_rejection_triton.reject_tree(layout, target_probs, drawn, coins)
+    return reject_tree_torch(layout, target_probs, drawn, coins)
+
+
+def reject_tree_torch(layout: TreeLayout, target_probs: Tensor, drawn: NodeDistributions, coins: Coins) -> Acceptance:
+    """The reference, given the coins: one step down all trees at a time."""
     assert layout.nodes is not None
-    starts = layout.qo_indptr[:-1].long()
-    children = children_table(layout)
-    row = torch.zeros_like(starts)
-    left = target_probs[starts].clone()
+    starts, children = layout.qo_indptr[:-1].long(), children_table(layout)
+    requests = torch.arange(layout.batch_size, device=starts.device)
+    row = torch.zeros_like(requests)
+    less = torch.zeros_like(coins.last)  # A at each request's node
     path = [row]
-    standing = torch.arange(layout.batch_size, device=row.device)  # the requests that go on
+    standing = requests  # those that go on
     for _ in range(layout.path_width - 1):
-        node = layout.nodes[standing, row[standing]]
-        q = drawn.probs[standing, drawn.place[standing, node].clamp(min=0)]
-        taken = _try_children(standing, children[standing, row[standing]], layout, left, q, drawn, greedy, generator)
+        at = row[standing]
+        p, q = target_probs[starts[standing] + at], _distribution(layout, drawn, standing, at)
+        rows = children[standing, at]
+        tokens = layout.tokens[standing].gather(1, rows.clamp(min=0))
+        tries = coins.tries[standing].gather(1, (rows - 1).clamp(min=0))
+        taken, less[standing] = _try_children(rows, tokens, tries, p, q, drawn.vocab)
         went = taken != NO_ROW
         standing, taken = standing[went], taken[went]
-        row = row.clone()
-        row[standing] = taken
-        left[standing] = target_probs[starts[standing] + taken]
+        row = row.index_put((standing,), taken)
+        less[standing] = 0.0
         path.append(torch.full_like(row, NO_ROW).index_copy(0, standing, taken))
+    p, q = target_probs[starts + row], _distribution(layout, drawn, requests, row)
+    left, _ = _left(p, q, less, drawn.vocab)
     stacked = torch.stack(path, dim=1)
-    return Acceptance(path=stacked, lengths=(stacked != NO_ROW).sum(1), bonus=draw(left, generator))
+    return Acceptance(stacked, (stacked != NO_ROW).sum(1), draw_at_torch(left, coins.last))
 
 
 def _try_children(
-    requests: Tensor,
-    children: Tensor,
-    layout: TreeLayout,
-    left: Tensor,
-    q: Tensor,
-    drawn: NodeDistributions,
-    greedy: Tensor,
-    generator: torch.Generator,
-) -> Tensor:
-    """int64 `[m]`: the accepted child of each request's node, or `NO_ROW`; `left` `[bs, V]` becomes what is left of p.
+    rows: Tensor, tokens: Tensor, tries: Tensor, p: Tensor, q: Tensor, vocab: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """int64 `[m]`, the accepted child of each node, or `NO_ROW`; float64 `[m]`, A after those that were rejected.
 
-    requests: int64 `[m]`; children: int64 `[m, B]`, rows; q: float32 `[m, Vq]`, what the first child was drawn from
+    rows, tokens: int64 `[m, B]`, its children, `NO_ROW` behind the last; tries: float32 `[m, B]`; p: float32 `[m, V]`;
+    q: float32 `[m, Vq]`
     """
-    taken = torch.full_like(requests, NO_ROW)
-    trying = torch.arange(len(requests), device=requests.device)
-    for child in children.T:
-        trying = trying[(child[trying] != NO_ROW) & (taken[trying] == NO_ROW)]
+    taken = torch.full_like(rows[:, 0], NO_ROW)
+    unspent = q.sum(1, dtype=torch.float64)  # S
+    chosen = unspent == 0
+    less = torch.zeros_like(unspent)
+    for child, token, coin in zip(rows.T, tokens.T, tries.T, strict=True):
+        trying = ((child != NO_ROW) & (taken == NO_ROW)).nonzero().squeeze(1)
         if len(trying) == 0:
             break
-        at, token = requests[trying], layout.tokens[requests[trying], child[trying]]
-        offered = _columns(token, drawn.vocab)
-        chance = q[trying, offered].masked_fill(greedy[at], 1.0)
-        coin = torch.rand(len(trying), generator=generator, device=token.device)
-        passed = coin * chance < left[at, token]
+        left, total = _left(p[trying], q[trying], less[trying], vocab)
+        token = token[trying]
+        mine = q[trying].gather(1, _columns(token, vocab)[:, None]).squeeze(1).double()
+        chance = torch.where(chosen[trying], 1.0, mine / unspent[trying].clamp(min=1 / MOST))
+        passed = coin[trying] * chance * total < left.gather(1, token[:, None]).squeeze(1)
         taken[trying] = torch.where(passed, child[trying], NO_ROW)
-        lost, offered = trying[~passed], offered[~passed]
-        left[requests[lost]] = _left_over(left[requests[lost]], q[lost], drawn.vocab)
-        q[lost, offered] = 0.0
-        q[lost] /= q[lost].sum(1, keepdim=True).clamp(min=torch.finfo(q.dtype).tiny)
-    return taken
+        fell = ~passed & ~chosen[trying]
+        lost = trying[fell]
+        less[lost] = (less[lost] + total[fell] / unspent[lost].clamp(min=1 / MOST)).clamp(max=MOST)
+        unspent[lost] -= mine[fell]
+    return taken, less
 
 
-def _left_over(p: Tensor, q: Tensor, vocab: Tensor | None) -> Tensor:
-    """float32 `[n, V]`: `max(p - q, 0)`, normalised."""
-    rest = residual(p, q, p.new_ones(len(p)), vocab)
-    total = rest.sum(1, keepdim=True)
+def _left(p: Tensor, q: Tensor, less: Tensor, vocab: Tensor | None) -> tuple[Tensor, Tensor]:
+    """r, float32 `[n, V]`, and Z, float64 `[n]`."""
+    left = residual(p, q, less.float(), vocab)
+    total = left.sum(1, dtype=torch.float64)
     # p == q leaves nothing by rounding alone; a rejection there has probability 0 but for that rounding.
-    return torch.where(total > 0, rest / total.clamp(min=torch.finfo(p.dtype).tiny), p)
+    empty = total <= 0
+    return torch.where(empty[:, None], p, left), torch.where(empty, p.sum(1, dtype=torch.float64), total)
+
+
+def _distribution(layout: TreeLayout, drawn: NodeDistributions, requests: Tensor, row: Tensor) -> Tensor:
+    """float32 `[n, Vq]`: what the children of these rows were drawn from; of a row without any it does not matter."""
+    assert layout.nodes is not None
+    place = drawn.place[requests, layout.nodes[requests, row]]
+    return drawn.probs[requests, place.clamp(min=0)]
 
 
 def _columns(tokens: Tensor, vocab: Tensor | None) -> Tensor:

@@ -8,10 +8,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from dspark_sgl.kernels import mask_triton, rejection_triton, walk_triton
+from dspark_sgl.kernels import mask_triton, rejection_triton, tree_rejection_triton, walk_triton
 
 POINTERS = {
-    **dict.fromkeys(("path", "lengths", "bonus", "tokens", "parents"), "*i64"),
+    **dict.fromkeys(("path", "lengths", "bonus", "tokens", "parents", "children", "nodes", "place"), "*i64"),
     **dict.fromkeys(("starts", "row_starts", "column"), "*i32"),
     **dict.fromkeys(("weights", "target", "draft", "draft_probs", "tries"), "*fp32"),
     "coins": "*fp64",
@@ -22,6 +22,8 @@ KERNELS: list[tuple[Any, dict[str, str], dict[str, Any]]] = [
     (mask_triton._mask, {"out": "*u8", "prefix_lens": "*i32"}, {"BITS": 8, "BYTES": 256}),
     (rejection_triton._draw, {"out": "*i64"}, {"TILE": 2048}),
     (rejection_triton._chain, {}, {"HOT": True, "ROWS": 8, "TILE": 2048}),
+    (tree_rejection_triton._tree, {}, {"HOT": True, "TILE": 2048}),
+    (tree_rejection_triton._tree, {"column": "constexpr"}, {"HOT": False, "TILE": 64, "column": None}),
     (rejection_triton._chain, {"column": "constexpr"}, {"HOT": False, "ROWS": 1, "TILE": 64, "column": None}),
 ]
 

@@ -120,8 +120,7 @@ def tree_rejection(
     tree = drawn_tree(q, anchors, g, nodes=nodes)
     assert tree.drawn is not None
     layout = tree_layout(anchors, tree.tokens, tree.parents, choose(tree, q, anchors))
-    greedy = torch.zeros(len(anchors), dtype=torch.bool)
-    return layout, reject_tree(layout, layout.pack(p[layout.tokens]), tree.drawn, greedy, g)
+    return layout, reject_tree(layout, layout.pack(p[layout.tokens]), tree.drawn, g)
 
 
 def likeliest_as_if_drawn(p: Tensor, q: Tensor, anchors: Tensor, g: torch.Generator) -> tuple[TreeLayout, Acceptance]:
@@ -133,8 +132,7 @@ def likeliest_as_if_drawn(p: Tensor, q: Tensor, anchors: Tensor, g: torch.Genera
     place = (tree.parents[:, :, None] == tree.parents[:, None, :]).tril(-1).sum(2)
     best = q[before].argsort(dim=-1, descending=True).gather(2, place[..., None])[..., 0]
     layout = tree_layout(anchors, best, tree.parents, (tree.parents == 0))
-    greedy = torch.zeros(len(anchors), dtype=torch.bool)
-    return layout, reject_tree(layout, layout.pack(p[layout.tokens]), tree.drawn, greedy, g)
+    return layout, reject_tree(layout, layout.pack(p[layout.tokens]), tree.drawn, g)
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 0.9)])
@@ -199,8 +197,7 @@ def test_tokens_outside_the_drafts_vocabulary_can_be_drawn() -> None:
     tree = drawn_tree(q, anchors, g, hot)
     assert tree.drawn is not None
     layout = tree_layout(anchors, tree.tokens, tree.parents, tree.parents != NO_NODE)
-    greedy = torch.zeros(SAMPLES, dtype=torch.bool)
-    accepted = reject_tree(layout, layout.pack(p[layout.tokens]), tree.drawn, greedy, g)
+    accepted = reject_tree(layout, layout.pack(p[layout.tokens]), tree.drawn, g)
     counts = torch.bincount(accepted.emitted(layout)[:, 0], minlength=VOCAB)
     assert chisquare(counts.numpy(), (p[0].double() / p[0].double().sum() * SAMPLES).numpy()).pvalue > REJECT_BELOW
 
@@ -223,7 +220,7 @@ def test_a_greedy_request_among_sampled_ones_walks() -> None:
     layout = tree_layout(anchors, tree.tokens, tree.parents, tree.parents != NO_NODE)
     target = table(1, 1.5)[layout.tokens].argmax(-1)
     certain = torch.nn.functional.one_hot(target, VOCAB).float()
-    accepted = reject_tree(layout, layout.pack(certain), tree.drawn, greedy, g)
+    accepted = reject_tree(layout, layout.pack(certain), tree.drawn, g)
     wanted = walk(layout, target)
     assert torch.equal(accepted.path[greedy], wanted.path[greedy])
     assert torch.equal(accepted.bonus[greedy], wanted.bonus[greedy]) and (wanted.lengths[greedy] > 1).any()

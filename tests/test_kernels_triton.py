@@ -19,11 +19,14 @@ from triton_interpreter import DEVICE, interpreted
 from dspark_sgl.kernels.layout import ROOT, TreeLayout, chain_layout, tree_layout
 from dspark_sgl.kernels.mask import flat_mask_torch, packed_mask_torch
 from dspark_sgl.kernels.rejection import Coins, DraftDistribution, draw_at_torch, reject_chain_torch
+from dspark_sgl.kernels.tree_children import NodeDistributions, TreeDraw
+from dspark_sgl.kernels.tree_draft import IndependentChildren, TreeShape, grow_tree
+from dspark_sgl.kernels.tree_rejection import reject_tree_torch
 from dspark_sgl.kernels.walk import Acceptance, walk_torch
 
 pytest.importorskip("triton")
 with interpreted():
-    from dspark_sgl.kernels import mask_triton, rejection_triton, walk_triton
+    from dspark_sgl.kernels import mask_triton, rejection_triton, tree_rejection_triton, walk_triton
 
 SEEDS = range(200)
 
@@ -185,6 +188,46 @@ def test_an_empty_residual_is_drawn_from_the_target() -> None:
     got = rejection_triton.reject_chain(layout, p, draft, of, coins)
     same(got, reject_chain_torch(layout, p, draft, of, coins))
     assert got.lengths.tolist() == [1] and got.bonus.tolist() == [2]
+
+
+def tree_case(seed: int, columns: int) -> tuple[TreeLayout, Tensor, NodeDistributions, Coins]:
+    """Trees drawn without replacement, cut behind a random node; some requests greedy, some p close to q."""
+    g, bs, levels = generator(seed), batch(seed), 1 + seed % 3
+    hot = None if seed % 3 == 0 else torch.randperm(columns, generator=g, device=DEVICE)[: (columns + 1) // 2]
+    scores = torch.randn(bs, levels, columns if hot is None else len(hot), generator=g, device=DEVICE)
+    scores *= [0.1, 1.0, 6.0][seed % 3]
+    greedy = torch.rand(bs, generator=g, device=DEVICE) < 0.2
+    draw = TreeDraw(torch.ones(bs, device=DEVICE), greedy, g)
+    anchors, depths = integers(0, columns, (bs,), g), torch.full((bs,), levels, device=DEVICE)
+    tree = grow_tree(IndependentChildren(scores, hot), anchors, depths, TreeShape(1 + seed % 13, 1 + seed % 4), draw)
+    assert tree.drawn is not None
+    number = torch.arange(tree.tokens.shape[1], device=DEVICE)
+    kept = (tree.parents >= 0) & (number < integers(0, len(number) + 1, (bs, 1), g))
+    layout = tree_layout(anchors, tree.tokens, tree.parents, kept)
+    p = weights(len(layout.owner), columns, g)
+    if hot is None and seed % 2:
+        near = torch.softmax(scores, -1)[layout.owner, layout.pack(layout.depths).clamp(max=levels - 1)]
+        p = 0.3 * p + 0.7 * near
+    certain = torch.nn.functional.one_hot(p.argmax(-1), columns).to(p.dtype)
+    p = torch.where(greedy[layout.owner][:, None], certain, p)
+    coins = Coins.toss(layout, g)
+    coins.tries[torch.rand(coins.tries.shape, generator=g, device=DEVICE) < 0.2] = 0.0  # rejects where p is 0 only
+    coins.tries[torch.rand(coins.tries.shape, generator=g, device=DEVICE) < 0.3] = 1.0  # most likely rejects
+    return layout, p, tree.drawn, coins
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_tree_rejection(seed: int) -> None:
+    layout, p, drawn, coins = tree_case(seed, [2, 3, 18, 131, 700, 2500][seed % 6])
+    got = tree_rejection_triton.reject_tree(layout, p, drawn, coins)
+    same(got, reject_tree_torch(layout, p, drawn, coins))
+
+
+@pytest.mark.parametrize("columns", [32_000, 151_936])
+def test_tree_rejection_over_real_vocabularies(columns: int) -> None:
+    layout, p, drawn, coins = tree_case(4, columns)
+    got = tree_rejection_triton.reject_tree(layout, p, drawn, coins)
+    same(got, reject_tree_torch(layout, p, drawn, coins))
 
 
 def test_every_kernel_compiles_for_gpus() -> None:
