@@ -120,8 +120,11 @@ def test_generation_up_to_the_context_length(whole_trees: Server, plain_server: 
     assert len(LONG_PROMPT) + len(wanted.tokens) >= 382 and got.tokens == wanted.tokens
 
 
-def test_retracted_requests_come_back_as_they_were(whole_trees: Server, plain_server: Server) -> None:
+def test_retracted_requests_come_back_as_they_were(
+    tree_server: Server, tree_policy: Path, plain_server: Server
+) -> None:
     """More requests than the KV pool can hold to their end."""
+    tree_server.edit_policy(tree_policy, policy_text("the best 7 of 32 each"))
     asked = [chat(f"Count upwards from {start}.") for start in range(1, 15)]
 
     def answers(server: Server) -> list[tuple[int, ...]]:
@@ -129,7 +132,7 @@ def test_retracted_requests_come_back_as_they_were(whole_trees: Server, plain_se
             sampling = {"temperature": 0, "max_new_tokens": 160, "ignore_eos": True}
             return list(pool.map(lambda prompt: server.generate(prompt, **sampling).tokens, asked))
 
-    assert answers(whole_trees) == answers(plain_server)
+    assert answers(tree_server) == answers(plain_server)
 
 
 def test_a_larger_tree_than_there_is_room_for_is_cut(tree_server: Server, tree_policy: Path) -> None:
