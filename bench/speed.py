@@ -48,8 +48,9 @@ def one_pass(server: Server, prompts: Sequence[str], tokens: int) -> Pass:
     return Pass(count / seconds, statistics.median(first_tokens))
 
 
-def spread(values: Sequence[float]) -> str:
-    return f"{statistics.median(values):7.1f}  ({min(values):.1f} to {max(values):.1f})"
+def spread(values: Sequence[float], digits: int = 1) -> str:
+    middle, least, most = (f"{value:.{digits}f}" for value in (statistics.median(values), min(values), max(values)))
+    return f"{middle:>7}  ({least} to {most})"
 
 
 def breakdown(report: dict[str, Any]) -> dict[str, float]:
@@ -86,7 +87,7 @@ def main() -> int:
             f"{spread([p.first_token_ms for p in arm])}"
         )
     ratios = [d.speed / p.speed for p, d in zip(passes["plain"], passes["dspark"], strict=True)]
-    print(f"  ratio: {spread(ratios)}   accepted length {report['accepted_length']:.2f}")
+    print(f"  ratio: {spread(ratios, 2)}   accepted length {report['accepted_length']:.2f}")
     print("  a round, ms: " + ", ".join(f"{name} {ms:.1f}" for name, ms in breakdown(report).items()))
     print(f"  the accepted length alone would allow {report['accepted_length']:.2f} times the speed")
     if options.json:

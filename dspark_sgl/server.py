@@ -99,10 +99,10 @@ class Server:
         """Everything the server has printed."""
         return self.log_file.read_text(errors="replace")
 
-    def wait(self) -> int:
-        """Block until the server ends by itself."""
+    def wait(self, timeout: float | None = None) -> int:
+        """Block until the server ends by itself; its exit code. Raises `subprocess.TimeoutExpired`."""
         assert self._process is not None
-        return self._process.wait()
+        return self._process.wait(timeout)
 
     def get(self, path: str) -> Any:
         """The JSON, or the text, that the server answers at `path`."""

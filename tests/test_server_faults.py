@@ -1,16 +1,20 @@
-"""A draft model that returns NaN: nothing of it is verified, every answer stays the target's, and the server says so.
+"""What goes wrong at run time: a draft model that returns NaN, a scheduler that is killed under load.
 
-The draft of the tiny target, whose Markov head returns NaN after one of the twelve tokens while its confidence head,
-which does not read that token, goes on promising: logits of NaN must not pass for a distribution.
+The draft is that of the tiny target, whose Markov head returns NaN after one of the twelve tokens while its confidence
+head, which does not read that token, goes on promising: logits of NaN must not pass for a distribution. Nothing of it
+is verified, every answer stays the target's, and the server says so.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -53,16 +57,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
+
+
 @pytest.fixture(scope="module")
-def server(boots: Boots, folder: Path) -> Server:
-    arguments = [
+def arguments(folder: Path) -> list[str]:
+    return [
         *("--model-path", str(folder / "target"), "--speculative-draft-model-path", str(folder / "draft")),
         *("--speculative-algorithm", "DSPARK_SGL", "--dspark-policy", str(folder / "policy.yaml")),
         *("--speculative-num-steps", str(tiny_models.GAMMA), "--speculative-num-draft-tokens", "16"),
         *("--dtype", "float32", "--skip-tokenizer-init", "--skip-server-warmup"),
         *("--max-total-tokens", "8192", "--max-running-requests", str(EACH)),
     ]
-    boots.start("faults", arguments, {"OMP_NUM_THREADS": "1"})
+
+
+@pytest.fixture(scope="module")
+def server(boots: Boots, arguments: list[str]) -> Server:
+    boots.start("faults", arguments, ENVIRONMENT)
     return boots.server("faults")
 
 
@@ -99,3 +110,20 @@ def test_answers_stay_the_targets(server: Server, folder: Path, model: LlamaForC
 def test_the_log_says_so_and_does_not_repeat_itself(server: Server) -> None:
     """A line whenever the drafts are ten times as many."""
     assert 1 <= server.log.count("the draft has returned NaN") <= 8
+
+
+def test_a_killed_scheduler_ends_its_server_and_another_takes_over(server: Server, arguments: list[str]) -> None:
+    """No client waits for ever, nothing is left of the old server, and the new one answers the same."""
+    before = ask(server, temperature=0, max_new_tokens=48)["output_ids"]
+    pid = server.pid
+    assert pid is not None
+    family = psutil.Process(pid).children(recursive=True)
+    with ThreadPoolExecutor(8) as pool:
+        waiting = [pool.submit(ask, server, temperature=1.0, max_new_tokens=200) for _ in range(16)]
+        time.sleep(0.5)
+        next(process for process in family if "scheduler" in process.name()).kill()
+        assert server.wait(60) != 0
+        assert any(future.exception(timeout=60) is not None for future in waiting)
+    assert psutil.wait_procs(family, timeout=20)[1] == []
+    with Server(arguments, ENVIRONMENT) as anew:
+        assert ask(anew, temperature=0, max_new_tokens=48)["output_ids"] == before

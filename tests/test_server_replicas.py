@@ -1,0 +1,70 @@
+"""Two data-parallel replicas behind one server: each with a policy of its own in force, both exact."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from dspark_sgl.server import Server
+
+from . import tiny_models
+from .conftest import Boots, seconds_until
+from .test_server_policy import metric
+
+pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
+
+FIXED = "version: 1\nname: fixed\nschedule: {{kind: fixed, depth: {depth}}}\n"
+RANKS = ("0", "1")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("replicas")
+    tiny_models.write_target(folder / "target")
+    tiny_models.write_draft(folder / "draft")
+    (folder / "policy.yaml").write_text(FIXED.format(depth=4))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(boots: Boots, folder: Path) -> Server:
+    arguments = [
+        *("--model-path", str(folder / "target"), "--speculative-draft-model-path", str(folder / "draft")),
+        *("--speculative-algorithm", "DSPARK_SGL", "--dspark-policy", str(folder / "policy.yaml")),
+        *("--dtype", "float32", "--skip-tokenizer-init", "--skip-server-warmup", "--max-total-tokens", "8192"),
+        *("--max-running-requests", "16", "--dp-size", "2", "--load-balance-method", "round_robin"),
+    ]
+    boots.start("replicas", arguments, {"OMP_NUM_THREADS": "1"})
+    return boots.server("replicas")
+
+
+def test_both_replicas_follow_the_policy_and_the_target(server: Server, folder: Path) -> None:
+    model = LlamaForCausalLM.from_pretrained(folder / "target").float().eval()
+    prompts = [[1 + (index + k) % 10 for k in range(6)] for index in range(8)]
+    texts = torch.tensor(prompts)
+    with torch.no_grad():
+        for _ in range(40):
+            texts = torch.cat([texts, model(texts).logits[:, -1:].argmax(-1)], dim=1)
+
+    def answers() -> list[list[int]]:
+        sampling = {"temperature": 0, "max_new_tokens": 40, "ignore_eos": True}
+        with ThreadPoolExecutor(8) as pool:
+            asked = pool.map(
+                lambda ids: server.post("/generate", {"input_ids": ids, "sampling_params": sampling}), prompts
+            )
+            return [answer["output_ids"] for answer in asked]
+
+    for depth in (4, 2):
+        (folder / "policy.yaml").write_text(FIXED.format(depth=depth))
+        assert answers() == texts[:, 6:].tolist()
+
+        def in_force(depth: int = depth) -> bool:
+            answers()
+            return all(metric(server, "depth", dp_rank=rank) == depth for rank in RANKS)
+
+        seconds_until(in_force)
+    assert all(metric(server, "steps_total", dp_rank=rank, kind="round") > 0 for rank in RANKS)
