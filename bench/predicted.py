@@ -3,9 +3,9 @@
     python -m bench.predicted [--concurrency 1,4,8,16] [--per-user 3] [--tokens 64] [--passes 3] [--json OUT]
 
 One server; its policy file is rewritten between arms. What the simulator is told: the profile the server took at its
-start; how far real steps lie from it, measured anew in every pass and on other prompts, since the machine's speed moves;
-the line of a prefill over its tokens; and, as of any workload, how its drafts fare by position, counted once with the
-whole block offered. Arms take turns; a point is the median ratio of its passes. Exits 1 when one is off by more than 10 %.
+start; how far real steps lie from it, measured anew in every pass on other prompts, since a machine's speed moves; the
+line of a prefill over its tokens; and, as of any workload, how its drafts fare by position, counted once with the whole
+block offered. Arms take turns; a point is the median ratio of its passes. Exits 1 when one is off by more than 10 %.
 """
 
 from __future__ import annotations
