@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from dspark_sgl.policies.cost import CostModel
+from dspark_sgl.policies.cost import CostModel, CostPoint
 from dspark_sgl.policies.reader import parse_policy
 from dspark_sgl.policies.simulator import Machine, simulate
 from dspark_sgl.policies.workload import closed_loop
@@ -41,8 +41,8 @@ SCHEDULES = {
 FULL = "{kind: fixed, depth: 64}"
 LEARN_AT = (1, 4, 8, 16)
 """Users at once, when the profile is compared with real steps."""
-Ratios = dict[str, list[float]]
-"""Observed over predicted seconds of plain steps and of rounds, at each of these loads."""
+Ratios = dict[int, list[float]]
+"""Observed over predicted seconds at each of these loads, by rows of a request: 1 is a plain step."""
 SPECULATE = ("--speculative-algorithm", "DSPARK_SGL", "--dspark-policy")
 
 
@@ -87,16 +87,17 @@ def step_seconds(server: Server) -> dict[str, np.ndarray]:
     return totals
 
 
-def drift(server: Server, file: Path, prompts: Sequence[str]) -> Ratios:
+def drift(server: Server, file: Path, prompts: Sequence[str], block: int) -> Ratios:
     """How far real steps lie from the profile now."""
-    ratios: Ratios = {"plain": [], "round": []}
-    for kind, schedule in (("plain", SCHEDULES["off"]), ("round", FULL)):
-        server.edit_policy(file, policy_text(schedule))
+    ratios: Ratios = {}
+    for depth in (0, 1, 3, block):
+        server.edit_policy(file, policy_text(f"{{kind: fixed, depth: {depth}}}"))
+        kind = "round" if depth else "plain"
         for users in LEARN_AT:
             before = step_seconds(server).get(kind, np.zeros(2))
             ask(server, prompts[: max(2, users)], users, 48)
             predicted, observed = step_seconds(server)[kind] - before
-            ratios[kind].append(float(observed / predicted))
+            ratios.setdefault(1 + depth, []).append(float(observed / predicted))
     return ratios
 
 
@@ -131,14 +132,18 @@ def profile_in(cache: Path) -> CostModel:
 
 
 def scaled(cost: CostModel, ratios: Ratios) -> CostModel:
-    """The profile, times how far real steps of so many requests lie from it: the engine works for each of them, and
-    clients share the cores here."""
-    ratio = {"plain": ratios["plain"], "draft": ratios["round"], "verify": ratios["round"]}
+    """The profile, with steps as long as they are now: the engine works for each request, clients share the cores here,
+    and one measurement of each point at the start has its own error. What a round's draft takes stays as it was."""
+    drafts = {(p.requests, p.context): p.seconds for p in cost.points if p.kind == "draft"}
 
-    def at(requests: int, kind: str) -> float:
-        return float(np.interp(np.log2(requests), np.log2(LEARN_AT), ratio[kind]))
+    def now(point: CostPoint) -> CostPoint:
+        if point.kind == "draft":
+            return point
+        ratio = float(np.interp(np.log2(point.requests), np.log2(LEARN_AT), ratios[point.rows // point.requests]))
+        draft = drafts[point.requests, point.context] if point.kind == "verify" else 0.0
+        return replace(point, seconds=ratio * (draft + point.seconds) - draft)
 
-    return CostModel.from_points([replace(p, seconds=p.seconds * at(p.requests, p.kind)) for p in cost.points])
+    return CostModel.from_points([now(point) for point in cost.points])
 
 
 def main() -> int:
@@ -166,7 +171,7 @@ def main() -> int:
         print(f"prefill {1e3 * base:.1f} ms + {1e6 * per_token:.0f} us a token; accepted by position:")
         print("\n".join(f"{users:4} users {[round(a, 2) for a in found]}" for users, found in shares.items()))
         for _ in tqdm(range(options.passes), desc="passes"):
-            ratios = drift(server, file, others)
+            ratios = drift(server, file, others, block)
             machine = Machine(scaled(profile_in(folder), ratios), block, base, per_token, 131_072, 256)
             for name, schedule in SCHEDULES.items():
                 server.edit_policy(file, policy_text(schedule))

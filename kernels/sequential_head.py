@@ -52,6 +52,11 @@ class SequentialHead:
 
     def step(self, previous: Tensor, hidden: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """B_k `[n, Vq]` and the next state, after the tokens `previous` int64 `[n]` at features `hidden` `[n, H]`."""
+        latent, state = self.latent(previous, hidden, state)
+        return F.linear(latent, self.w2), state
+
+    def latent(self, previous: Tensor, hidden: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What W2 is multiplied by, `[n, r]`, and the next state."""
         latent = self.w1[previous]
         if self.joint is not None:
             assert state is not None
@@ -61,7 +66,7 @@ class SequentialHead:
             latent = torch.tanh(output)
         elif self.gate is not None:
             latent = torch.sigmoid(self.gate(torch.cat([hidden, latent], -1))) * latent
-        return F.linear(latent, self.w2), state
+        return latent, state
 
 
 def draft_chain(
@@ -71,6 +76,17 @@ def draft_chain(
 
     base_logits: `[bs, D, Vq]`; hidden: `[bs, D, H]`; anchors: int64 `[bs]`
     """
+    if base_logits.is_cuda:
+        from . import sequential_head_triton
+
+        return sequential_head_triton.draft_chain(head, base_logits, hidden, anchors, draw)
+    return draft_chain_torch(head, base_logits, hidden, anchors, draw)
+
+
+def draft_chain_torch(
+    head: SequentialHead, base_logits: Tensor, hidden: Tensor, anchors: Tensor, draw: ChainDraw
+) -> DraftChain:
+    """The reference."""
     previous, state = anchors, head.initial_state(anchors.shape[0])
     q = draw.room(*base_logits.shape)
     columns = []

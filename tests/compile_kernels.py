@@ -8,13 +8,15 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from dspark_sgl.kernels import mask_triton, rejection_triton, tree_rejection_triton, walk_triton
+from dspark_sgl.kernels import mask_triton, rejection_triton, sequential_head_triton, tree_rejection_triton, walk_triton
 
 POINTERS = {
     **dict.fromkeys(("path", "lengths", "bonus", "tokens", "parents", "children", "nodes", "place"), "*i64"),
     **dict.fromkeys(("starts", "row_starts", "column"), "*i32"),
-    **dict.fromkeys(("weights", "target", "draft", "draft_probs", "tries"), "*fp32"),
+    **dict.fromkeys(("weights", "target", "draft", "draft_probs", "tries", "q", "most", "mass"), "*fp32"),
+    **dict.fromkeys(("total", "temperature"), "*fp32"),
     "coins": "*fp64",
+    "greedy": "*i1",
 }
 KERNELS: list[tuple[Any, dict[str, str], dict[str, Any]]] = [
     (walk_triton._walk, {"out": "*i64", "target": "*i64"}, {"ROWS": 16}),
@@ -22,6 +24,22 @@ KERNELS: list[tuple[Any, dict[str, str], dict[str, Any]]] = [
     (mask_triton._mask, {"out": "*u8", "prefix_lens": "*i32"}, {"BITS": 8, "BYTES": 256}),
     (rejection_triton._draw, {"out": "*i64"}, {"TILE": 2048}),
     (rejection_triton._chain, {}, {"HOT": True, "ROWS": 8, "TILE": 2048}),
+    (
+        sequential_head_triton._score,
+        {"where": "*i32", "base": "*bf16", "latent": "*bf16", "w2": "*bf16"},
+        {"DRAWN": True, "RANK": 256, "ROWS": 16, "TILE": 128},
+    ),
+    (
+        sequential_head_triton._score,
+        {"base": "*fp32", "latent": "*fp32", "w2": "*fp32", "where": "*i32"},
+        {"DRAWN": False, "RANK": 16, "ROWS": 16, "TILE": 128, "q": None, "temperature": None},
+    ),
+    (
+        sequential_head_triton._choose,
+        {"column": "*i64", "where": "*i32"},
+        {"DRAWN": True, "TILES": 2048, "TILE": 128},
+    ),
+    (sequential_head_triton._spread, {}, {"TILE": 128}),
     (tree_rejection_triton._tree, {}, {"HOT": True, "TILE": 2048}),
     (tree_rejection_triton._tree, {"column": "constexpr"}, {"HOT": False, "TILE": 64, "column": None}),
     (rejection_triton._chain, {"column": "constexpr"}, {"HOT": False, "ROWS": 1, "TILE": 64, "column": None}),

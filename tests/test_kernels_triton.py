@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 from triton_interpreter import DEVICE, interpreted
 
+from dspark_sgl.kernels.draft_chain import ChainDraw
 from dspark_sgl.kernels.layout import ROOT, TreeLayout, chain_layout, tree_layout
 from dspark_sgl.kernels.mask import flat_mask_torch, packed_mask_torch
-from dspark_sgl.kernels.rejection import Coins, DraftDistribution, draw_at_torch, reject_chain_torch
+from dspark_sgl.kernels.rejection import Coins, DraftDistribution, draw_at_torch, reject_chain_torch, toss
+from dspark_sgl.kernels.sequential_head import Linear, SequentialHead
 from dspark_sgl.kernels.tree_children import NodeDistributions, TreeDraw
 from dspark_sgl.kernels.tree_draft import IndependentChildren, TreeShape, grow_tree
 from dspark_sgl.kernels.tree_rejection import reject_tree_torch
@@ -26,7 +28,13 @@ from dspark_sgl.kernels.walk import Acceptance, walk_torch
 
 pytest.importorskip("triton")
 with interpreted():
-    from dspark_sgl.kernels import mask_triton, rejection_triton, tree_rejection_triton, walk_triton
+    from dspark_sgl.kernels import (
+        mask_triton,
+        rejection_triton,
+        sequential_head_triton,
+        tree_rejection_triton,
+        walk_triton,
+    )
 
 SEEDS = range(200)
 
@@ -228,6 +236,62 @@ def test_tree_rejection_over_real_vocabularies(columns: int) -> None:
     layout, p, drawn, coins = tree_case(4, columns)
     got = tree_rejection_triton.reject_tree(layout, p, drawn, coins)
     same(got, reject_tree_torch(layout, p, drawn, coins))
+
+
+def head_case(seed: int, columns: int) -> tuple[SequentialHead, Tensor, Tensor, Tensor, ChainDraw]:
+    """Heads of all three kinds, whole and hot vocabularies, batches greedy throughout, in part and not at all."""
+    g, bs, depth = generator(seed), min(batch(seed), 70), 1 + seed % 4
+    rank, size = [1, 4, 17, 32, 64][seed // 5 % 5], 6
+    hot = None if seed % 2 else torch.randperm(columns, generator=g, device=DEVICE)[: (columns + 1) // 2]
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g, device=DEVICE)
+
+    w2 = random(columns if hot is None else len(hot), rank)
+    gate = Linear(random(rank, size + rank), random(rank)) if seed % 3 == 1 else None
+    joint = Linear(random(3 * rank, 2 * rank + size), random(3 * rank)) if seed % 3 == 2 else None
+    head = SequentialHead(random(columns, rank), w2, gate, joint)
+    greedy = torch.rand(bs, generator=g, device=DEVICE) < [0.3, 1.1, -1.0][seed % 7 % 3]
+    warmth = None if greedy.all() else 0.3 + torch.rand(bs, generator=g, device=DEVICE)
+    base = random(bs, depth, len(w2)) * [0.1, 1.0, 5.0][seed % 3]
+    draw = ChainDraw(hot, warmth, greedy, generator(seed + 1))
+    return head, base, random(bs, depth, size), integers(0, columns, (bs,), g), draw
+
+
+def check_head(seed: int, columns: int) -> None:
+    """Each step from the tokens that the twin itself drew before it, in float64."""
+    head, base, hidden, anchors, draw = head_case(seed, columns)
+    got = sequential_head_triton.draft_chain(head, base, hidden, anchors, draw)
+    coins, bs = generator(seed + 1), len(anchors)
+    previous, state = anchors, head.initial_state(bs)
+    for k in range(base.shape[1]):
+        latent, state = head.latent(previous, hidden[:, k], state)
+        scores = base[:, k].double() + latent.double() @ head.w2.double().T
+        previous = got.tokens[:, k]
+        column = previous if draw.vocab is None else (draw.vocab == previous[:, None]).int().argmax(1)
+        own = scores.gather(1, column[:, None])[:, 0]
+        assert (own[draw.greedy] >= scores.amax(1)[draw.greedy] - 1e-4).all()
+        if draw.temperature is None:
+            continue
+        q = torch.softmax(scores / draw.temperature[:, None].double(), -1)
+        assert got.distribution is not None and got.token_probs is not None
+        drawn = ~draw.greedy
+        torch.testing.assert_close(got.distribution.probs[drawn, k].double(), q[drawn], rtol=1e-3, atol=1e-6)
+        assert not got.distribution.probs[draw.greedy, k].any()
+        torch.testing.assert_close(
+            got.token_probs[drawn, k], got.distribution.of(column[:, None].expand(bs, k + 1))[drawn, k]
+        )
+        between(q[drawn], column[drawn], toss(bs, coins)[drawn], 1e-4)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_sequential_head(seed: int) -> None:
+    check_head(seed, [2, 17, 127, 128, 129, 300, 1000][seed % 7])
+
+
+@pytest.mark.parametrize("columns", [32_000, 151_936])
+def test_sequential_head_over_real_vocabularies(columns: int) -> None:
+    check_head(20, columns)
 
 
 def test_every_kernel_compiles_for_gpus() -> None:
