@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import tempfile
 import time
 from collections import Counter
@@ -28,6 +27,7 @@ from dspark_sgl.policies.cost import CostModel, CostPoint
 from dspark_sgl.policies.reader import parse_policy
 from dspark_sgl.policies.simulator import Machine, simulate
 from dspark_sgl.policies.workload import closed_loop
+from dspark_sgl.scrape import Scrape
 from dspark_sgl.server import Server
 from dspark_sgl.target import make_target
 
@@ -77,14 +77,11 @@ def ask(server: Server, prompts: Sequence[str], users: int, tokens: int) -> tupl
     return seconds, float(np.mean([a.meta["prompt_tokens"] - a.meta["cached_tokens"] for a in answers]))
 
 
-def step_seconds(server: Server) -> dict[str, np.ndarray]:
-    """Predicted and observed seconds of steps so far, by kind."""
-    totals: dict[str, np.ndarray] = {}
-    for which, kind, value in re.findall(
-        r'^dspark_step_seconds_(predicted|observed)_total\{.*kind="(\w+)".*\} (\S+)$', server.get("/metrics"), re.M
-    ):
-        totals.setdefault(kind, np.zeros(2))[int(which == "observed")] = float(value)
-    return totals
+def step_seconds(server: Server, kind: str) -> np.ndarray:
+    """Predicted and observed seconds of steps of this kind so far."""
+    now = Scrape.of(server.get("/metrics"), time.monotonic())
+    names = (f"dspark_step_seconds_{which}_total" for which in ("predicted", "observed"))
+    return np.array([now.total(name, kind=kind) or 0.0 for name in names])
 
 
 def drift(server: Server, file: Path, prompts: Sequence[str], block: int) -> Ratios:
@@ -94,9 +91,9 @@ def drift(server: Server, file: Path, prompts: Sequence[str], block: int) -> Rat
         server.edit_policy(file, policy_text(f"{{kind: fixed, depth: {depth}}}"))
         kind = "round" if depth else "plain"
         for users in LEARN_AT:
-            before = step_seconds(server).get(kind, np.zeros(2))
+            before = step_seconds(server, kind)
             ask(server, prompts[: max(2, users)], users, 48)
-            predicted, observed = step_seconds(server)[kind] - before
+            predicted, observed = step_seconds(server, kind) - before
             ratios.setdefault(1 + depth, []).append(float(observed / predicted))
     return ratios
 

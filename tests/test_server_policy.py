@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from dspark_sgl.cli import main
+from dspark_sgl.scrape import Scrape
 from dspark_sgl.server import Server
 
 from .conftest import seconds_until
@@ -56,11 +57,7 @@ def load(server: Server, prompts: list[str]) -> Iterator[list[str]]:
 
 def metric(server: Server, series: str, **labels: str) -> float:
     """The value of one series on `/metrics`; 0 where it does not exist yet."""
-    for line in server.get("/metrics").splitlines():
-        found = re.fullmatch(rf"dspark_{series}\{{(.*)\}} (\S+)", line)
-        if found and all(f'{key}="{value}"' in found[1] for key, value in labels.items()):
-            return float(found[2])
-    return 0.0
+    return Scrape.of(server.get("/metrics"), time.monotonic()).total(f"dspark_{series}", **labels) or 0.0
 
 
 def test_a_saved_policy_is_in_force_within_a_second(server: Server, policy: Path, load: list[str]):
