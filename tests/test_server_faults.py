@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
-from dspark_sgl.server import Server
+from dspark_sgl.server import Server, ServerError
 
 from . import tiny_models
 from .conftest import Boots
@@ -110,6 +110,26 @@ def test_answers_stay_the_targets(server: Server, folder: Path, model: LlamaForC
 def test_the_log_says_so_and_does_not_repeat_itself(server: Server) -> None:
     """A line whenever the drafts are ten times as many."""
     assert 1 <= server.log.count("the draft has returned NaN") <= 8
+
+
+WRONG: list[Any] = [
+    *([], 3, "x", True, [[[[[]]]]], {"": 1}, {"max_depth": 2**63}, {"max_depth": -(2**63)}, {"max_depth": 1e300}),
+    *(
+        {"max_depth": [1] * 10_000},
+        {"max_depth": {"max_depth": 1}},
+        {"tier": ""},
+        {"tier": "\x00"},
+        {"tier": "x" * 10**6},
+    ),
+    *({"tier": ["a"] * 10_000}, {"tier": {}, "max_depth": 1}, {"max_depth": 1, "more": None}),
+]
+
+
+@pytest.mark.parametrize("value", WRONG, ids=range(len(WRONG)))
+def test_a_wrong_wish_is_a_400_and_the_server_lives_on(server: Server, value: Any) -> None:
+    with pytest.raises(ServerError, match=r"^400.*custom_params\.dspark"):
+        ask(server, max_new_tokens=2, custom_params={"dspark": value})
+    assert ask(server, max_new_tokens=2, custom_params={"dspark": {"max_depth": 1}})["output_ids"]
 
 
 def test_a_killed_scheduler_ends_its_server_and_another_takes_over(server: Server, arguments: list[str]) -> None:

@@ -1,0 +1,1 @@
+"""What an NVIDIA GPU makes of this: kernels against their references, FlashInfer's masks, times against their floor."""

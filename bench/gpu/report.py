@@ -1,0 +1,95 @@
+"""Runs everything in this folder and writes it down, newest first.
+
+    python -m bench.gpu.report [--out docs/gpu.md] [--small]
+
+`--small` is for a machine without a GPU: the same code on small sizes in Triton's interpreter, printed and not written.
+Exits 1 when a check fails; what failed is written too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+TESTS = ("tests/test_kernels_triton.py", "tests/test_kernels_nan.py")
+PACKAGES = ("torch", "triton", "flashinfer-python", "sglang")
+HEAD = """# On GPUs
+
+What `bench/gpu/run` has found, newest first. Times are medians; a floor is the bytes that a kernel must read and write
+over the bandwidth of a copy on the same card. What is not in a section has not run on that card.
+"""
+NOTHING = "Nothing yet: no GPU has been at hand.\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("docs/gpu.md"))
+    parser.add_argument("--small", action="store_true")
+    options = parser.parse_args()
+    if options.small:
+        os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
+    from .masks import check_masks
+    from .timings import measure
+
+    passed, said = kernel_tests(options.small)
+    masks = check_masks(options.small)
+    rows = measure(options.small)
+    lines = [
+        *(f"## {date.today().isoformat()}, {device()}", "", versions(), ""),
+        *(f"Kernels against references: {said}.", "", f"FlashInfer's attention under our masks: {masks.said}.", ""),
+        *(*table(rows), ""),
+    ]
+    section = "\n".join(lines)
+    print(section)
+    if not options.small:
+        before = options.out.read_text().removeprefix(HEAD).replace(NOTHING, "") if options.out.exists() else ""
+        options.out.write_text("\n".join([HEAD, section, before.lstrip("\n")]).rstrip("\n") + "\n")
+    return 0 if passed and masks.passed else 1
+
+
+def kernel_tests(small: bool) -> tuple[bool, str]:
+    """The same tests that run in Triton's interpreter elsewhere; small: one of them."""
+    chosen = ["-k", "empty_residual"] if small else []
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS, *chosen]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    last = (done.stdout.strip().splitlines() or [done.stderr.strip()[-300:]])[-1]
+    failed = re.findall(r"^FAILED (\S+)", done.stdout, re.MULTILINE)
+    said = last.strip("= ") + (": " + ", ".join(failed[:10]) if failed else "")
+    return done.returncode == 0, said
+
+
+def device() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        return "no GPU"
+    facts = torch.cuda.get_device_properties(0)
+    return f"{facts.name} ({facts.total_memory / 2**30:.0f} GiB, {facts.multi_processor_count} multiprocessors)"
+
+
+def versions() -> str:
+    found = []
+    for name in PACKAGES:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            found.append(f"no {name}")
+    return f"Python {sys.version.split()[0]}, " + ", ".join(found)
+
+
+def table(rows: list[tuple[str, ...]]) -> list[str]:
+    """Markdown, the first column to the left."""
+    head = ("operation", "size", "torch, us", "Triton, us", "floor, us", "over the floor")
+    lines = ["| " + " | ".join(head) + " |", "|---|---|" + "---:|" * (len(head) - 2)]
+    return lines + ["| " + " | ".join(row) + " |" for row in rows]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
