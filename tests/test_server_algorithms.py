@@ -7,7 +7,7 @@ statistic rejects a target that is off by five percent in temperature, or eight,
 drafts were offered and accepted is counted.
 
 A scheduler of so small a model keeps one core busy. So two algorithms are tried at once, each on a server of its own,
-and the tests judge what the trials brought.
+from the first test of the session on, and the tests here judge what the trials brought.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -28,6 +28,7 @@ from transformers import LlamaForCausalLM
 from dspark_sgl.server import Server
 
 from . import tiny_drafts, tiny_models
+from .conftest import Boots
 from .three_tokens import Text, exact, p_value
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(1200)]
@@ -212,34 +213,6 @@ def run_sampling(server: Server, temperature: float, top_p: float, samples: int)
     return Sampled(counts, Drafts.of(server) - before)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The target, every draft, and what looks like an installed package with a drafter."""
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny_models.write_target(folder / "target")
-    for algorithm in ALGORITHMS:
-        if algorithm.write is not None:
-            algorithm.write(folder / algorithm.name)
-    shutil.copy(Path(__file__).parent / "toy_drafter.py", folder)
-    info = folder / "toy_drafter-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-drafter\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[dspark_sgl.spec_algos]\nbranch = toy_drafter:BranchingDrafter\n")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def trials(
-    request: pytest.FixtureRequest, folder: Path, examples: list[Example]
-) -> Iterator[dict[Algorithm, Future[Trial]]]:
-    """Under way for every algorithm of a selected test."""
-    chosen = {item.callspec.params.get("algorithm") for item in request.session.items if hasattr(item, "callspec")}
-    prompts = [example.prompt for example in examples]
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        yield {a: pool.submit(run_trial, a, prompts, folder) for a in ALGORITHMS if a in chosen}
-        pool.shutdown(cancel_futures=True)
-
-
 # -- Greedy ------------------------------------------------------------------------------------------------------------
 
 
@@ -249,13 +222,7 @@ class Example:
     wanted: list[int]
 
 
-@pytest.fixture(scope="module")
-def model(folder: Path) -> LlamaForCausalLM:
-    return LlamaForCausalLM.from_pretrained(folder / "target").float().eval()
-
-
-@pytest.fixture(scope="module")
-def examples(model: LlamaForCausalLM) -> list[Example]:
+def choose_examples(model: LlamaForCausalLM) -> list[Example]:
     """Eight prompts, each more than one chunk, half of them with the same beginning, and their greedy texts; the
     first is the one of many whose text repeats itself most."""
     g = torch.Generator().manual_seed(0)
@@ -276,29 +243,65 @@ def greedy_texts(model: LlamaForCausalLM, prompts: torch.Tensor) -> torch.Tensor
     return texts[:, prompts.shape[1] :]
 
 
+# -- All of it, from the first test on ---------------------------------------------------------------------------------
+
+
+def write_all(folder: Path) -> None:
+    """The target, every draft, and what looks like an installed package with a drafter."""
+    tiny_models.write_target(folder / "target")
+    for algorithm in ALGORITHMS:
+        if algorithm.write is not None:
+            algorithm.write(folder / algorithm.name)
+    shutil.copy(Path(__file__).parent / "toy_drafter.py", folder)
+    info = folder / "toy_drafter-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-drafter\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[dspark_sgl.spec_algos]\nbranch = toy_drafter:BranchingDrafter\n")
+
+
+@dataclass(frozen=True)
+class Early:
+    """trials: under way for every algorithm of a selected test"""
+
+    model: LlamaForCausalLM
+    examples: list[Example]
+    trials: dict[Algorithm, Future[Trial]]
+
+
+def start_early(boots: Boots, folder: Path, items: Sequence[pytest.Item]) -> Early:
+    write_all(folder)
+    model = LlamaForCausalLM.from_pretrained(folder / "target").float().eval()
+    examples = choose_examples(model)
+    prompts = [example.prompt for example in examples]
+    chosen = {item.callspec.params.get("algorithm") for item in items if hasattr(item, "callspec")}
+    pool = ThreadPoolExecutor(AT_ONCE)
+    boots.at_end.callback(pool.shutdown, cancel_futures=True)
+    return Early(model, examples, {a: pool.submit(run_trial, a, prompts, folder) for a in ALGORITHMS if a in chosen})
+
+
+# -- What the trials brought -------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(("algorithm", "method"), GREEDY, ids=[f"{a.name}-{method}" for a, method in GREEDY])
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_greedy_tokens_are_the_targets(
     algorithm: Algorithm,
     method: str,
     depth: int,
-    trials: dict[Algorithm, Future[Trial]],
-    examples: list[Example],
+    early: Early,
 ) -> None:
-    found = trials[algorithm].result().greedy[method, depth]
+    found = early.trials[algorithm].result().greedy[method, depth]
     for texts in found.texts:
-        assert texts == [example.wanted for example in examples]
+        assert texts == [example.wanted for example in early.examples]
     assert min(found.cached) >= 64
     print(f"\n{algorithm.name}, {method}, depth {depth}: {found.drafts}")
     assert found.drafts.verified > found.drafts.accepted > 20
 
 
 @pytest.mark.parametrize("algorithm", [a for a in ALGORITHMS if a.write is None], ids=lambda a: a.name)
-def test_a_text_that_repeats_itself_is_drafted_well(
-    algorithm: Algorithm, trials: dict[Algorithm, Future[Trial]]
-) -> None:
+def test_a_text_that_repeats_itself_is_drafted_well(algorithm: Algorithm, early: Early) -> None:
     """By those that look back; random weights see no repetition."""
-    rounds = trials[algorithm].result().greedy[algorithm.methods[0], tiny_models.GAMMA].rounds[0]
+    rounds = early.trials[algorithm].result().greedy[algorithm.methods[0], tiny_models.GAMMA].rounds[0]
     assert (WRITTEN - 1) / rounds > 1.5
 
 
@@ -310,13 +313,12 @@ def test_samples_are_the_targets(
     algorithm: Algorithm,
     method: str,
     setting: tuple[float, float],
-    trials: dict[Algorithm, Future[Trial]],
-    model: LlamaForCausalLM,
+    early: Early,
 ) -> None:
-    found = trials[algorithm].result().sampled[method, setting]
+    found = early.trials[algorithm].result().sampled[method, setting]
     (temperature, top_p), wanted = setting, size(algorithm, method, setting)
     print(f"\n{algorithm.name}, {method}, temperature {temperature}: {found.drafts}")
     assert sum(found.counts.values()) == wanted.samples
-    assert p_value(found.counts, exact(model, ASKED, temperature, top_p)) > 1e-4
-    assert p_value(found.counts, exact(model, ASKED, temperature * wanted.off, top_p)) < 1e-6
+    assert p_value(found.counts, exact(early.model, ASKED, temperature, top_p)) > 1e-4
+    assert p_value(found.counts, exact(early.model, ASKED, temperature * wanted.off, top_p)) < 1e-6
     assert found.drafts.verified > found.drafts.accepted > wanted.samples / 500
