@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 import triton_interpreter  # noqa: F401  before anything imports triton
@@ -39,15 +38,13 @@ FULL_BLOCK = "version: 1\nname: full-block\nschedule: {kind: fixed, depth: 7}\n"
 class Boots:
     """Servers by name, each started in a thread of its own and waited for where it is used.
 
-    early: what a test module's `start_early(boots, folder, items)` returned, by the module's name; at_end: called when
-    the tests are over, the last first
+    at_end: called when the tests are over, the last first
     """
 
     def __init__(self) -> None:
         self._servers: dict[str, Server] = {}
         self._ready: dict[str, Future[Server]] = {}
         self._threads = ThreadPoolExecutor()
-        self.early: dict[str, Any] = {}
         self.at_end = ExitStack()
 
     def start(self, name: str, arguments: Sequence[str], environment: dict[str, str] | None = None) -> None:
@@ -89,9 +86,8 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def boots(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Boots]:
-    """Two servers start with the first test, if any test is going to ask for them, and whatever a selected module has
-    to start early: the tests that need no server leave a core idle."""
+def boots(request: pytest.FixtureRequest) -> Iterator[Boots]:
+    """Two servers start with the first test, if any test is going to ask for them."""
     boots = Boots()
     asked = {name for item in request.session.items for name in getattr(item, "fixturenames", ())}
     try:
@@ -104,20 +100,9 @@ def boots(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         if "plain_server" in asked:
             # Synchronous as ours is: overlapped, SGLang counts a token for the penalties one step late.
             boots.start("plain", [*shared, "--disable-overlap-schedule"])
-        for module in dict.fromkeys(item.module for item in request.session.items if hasattr(item, "module")):
-            if hasattr(module, "start_early"):
-                name = module.__name__.rpartition(".")[2]
-                folder = tmp_path_factory.mktemp(name)
-                boots.early[name] = module.start_early(boots, folder, request.session.items)
         yield boots
     finally:
         boots.stop_all()
-
-
-@pytest.fixture(scope="module")
-def early(request: pytest.FixtureRequest, boots: Boots) -> Any:
-    """What this module's `start_early` returned."""
-    return boots.early[request.module.__name__.rpartition(".")[2]]
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ statistic rejects a target that is off by five percent in temperature, or eight,
 drafts were offered and accepted is counted.
 
 A scheduler of so small a model keeps one core busy. So two algorithms are tried at once, each on a server of its own,
-from the first test of the session on, and the tests here judge what the trials brought.
+and the tests judge what the trials brought.
 """
 
 from __future__ import annotations
@@ -243,7 +243,7 @@ def greedy_texts(model: LlamaForCausalLM, prompts: torch.Tensor) -> torch.Tensor
     return texts[:, prompts.shape[1] :]
 
 
-# -- All of it, from the first test on ---------------------------------------------------------------------------------
+# -- All trials ---------------------------------------------------------------------------------
 
 
 def write_all(folder: Path) -> None:
@@ -260,7 +260,7 @@ def write_all(folder: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Early:
+class Tried:
     """trials: under way for every algorithm of a selected test"""
 
     model: LlamaForCausalLM
@@ -268,15 +268,17 @@ class Early:
     trials: dict[Algorithm, Future[Trial]]
 
 
-def start_early(boots: Boots, folder: Path, items: Sequence[pytest.Item]) -> Early:
+@pytest.fixture(scope="module")
+def tried(request: pytest.FixtureRequest, boots: Boots, tmp_path_factory: pytest.TempPathFactory) -> Tried:
+    folder = tmp_path_factory.mktemp("tiny")
     write_all(folder)
     model = LlamaForCausalLM.from_pretrained(folder / "target").float().eval()
     examples = choose_examples(model)
     prompts = [example.prompt for example in examples]
-    chosen = {item.callspec.params.get("algorithm") for item in items if hasattr(item, "callspec")}
+    chosen = {item.callspec.params.get("algorithm") for item in request.session.items if hasattr(item, "callspec")}
     pool = ThreadPoolExecutor(AT_ONCE)
     boots.at_end.callback(pool.shutdown, cancel_futures=True)
-    return Early(model, examples, {a: pool.submit(run_trial, a, prompts, folder) for a in ALGORITHMS if a in chosen})
+    return Tried(model, examples, {a: pool.submit(run_trial, a, prompts, folder) for a in ALGORITHMS if a in chosen})
 
 
 # -- What the trials brought -------------------------------------------------------------------------------------------
@@ -288,20 +290,20 @@ def test_greedy_tokens_are_the_targets(
     algorithm: Algorithm,
     method: str,
     depth: int,
-    early: Early,
+    tried: Tried,
 ) -> None:
-    found = early.trials[algorithm].result().greedy[method, depth]
+    found = tried.trials[algorithm].result().greedy[method, depth]
     for texts in found.texts:
-        assert texts == [example.wanted for example in early.examples]
+        assert texts == [example.wanted for example in tried.examples]
     assert min(found.cached) >= 64
     print(f"\n{algorithm.name}, {method}, depth {depth}: {found.drafts}")
     assert found.drafts.verified > found.drafts.accepted > 20
 
 
 @pytest.mark.parametrize("algorithm", [a for a in ALGORITHMS if a.write is None], ids=lambda a: a.name)
-def test_a_text_that_repeats_itself_is_drafted_well(algorithm: Algorithm, early: Early) -> None:
+def test_a_text_that_repeats_itself_is_drafted_well(algorithm: Algorithm, tried: Tried) -> None:
     """By those that look back; random weights see no repetition."""
-    rounds = early.trials[algorithm].result().greedy[algorithm.methods[0], tiny_models.GAMMA].rounds[0]
+    rounds = tried.trials[algorithm].result().greedy[algorithm.methods[0], tiny_models.GAMMA].rounds[0]
     assert (WRITTEN - 1) / rounds > 1.5
 
 
@@ -313,12 +315,12 @@ def test_samples_are_the_targets(
     algorithm: Algorithm,
     method: str,
     setting: tuple[float, float],
-    early: Early,
+    tried: Tried,
 ) -> None:
-    found = early.trials[algorithm].result().sampled[method, setting]
+    found = tried.trials[algorithm].result().sampled[method, setting]
     (temperature, top_p), wanted = setting, size(algorithm, method, setting)
     print(f"\n{algorithm.name}, {method}, temperature {temperature}: {found.drafts}")
     assert sum(found.counts.values()) == wanted.samples
-    assert p_value(found.counts, exact(early.model, ASKED, temperature, top_p)) > 1e-4
-    assert p_value(found.counts, exact(early.model, ASKED, temperature * wanted.off, top_p)) < 1e-6
+    assert p_value(found.counts, exact(tried.model, ASKED, temperature, top_p)) > 1e-4
+    assert p_value(found.counts, exact(tried.model, ASKED, temperature * wanted.off, top_p)) < 1e-6
     assert found.drafts.verified > found.drafts.accepted > wanted.samples / 500
