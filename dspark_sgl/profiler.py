@@ -22,6 +22,7 @@ from dspark_sgl.kernels.layout import chain_layout
 from dspark_sgl.policies.cost import CostPoint
 from dspark_sgl.spec_algos.protocol import Commit, Drafter, History, Round
 
+from .ranks import agree
 from .verify_input import VerifyInput
 
 logger = logging.getLogger(__name__)
@@ -112,7 +113,9 @@ class StepProfiler:
 
     def _seconds(self, rows: int, step: Callable[[], None]) -> float:
         first = self._timed(step)
-        if rows > MANY_ROWS or first > LONG_S:
+        # By rank 0's clock: ranks that repeat a forward a different number of times end the server.
+        slow = agree(torch.tensor([int(first > LONG_S)], device=self.device)).item()
+        if rows > MANY_ROWS or slow:
             return first
         # The first of its shape has warmed up memory and threads.
         return median(self._timed(step) for _ in range(REPEATS))

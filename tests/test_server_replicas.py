@@ -38,7 +38,7 @@ def server(boots: Boots, folder: Path) -> Server:
         *("--dtype", "float32", "--skip-tokenizer-init", "--skip-server-warmup", "--max-total-tokens", "8192"),
         *("--max-running-requests", "16", "--dp-size", "2", "--load-balance-method", "round_robin"),
     ]
-    boots.start("replicas", arguments, {"OMP_NUM_THREADS": "1"})
+    boots.start("replicas", arguments, {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"})
     return boots.server("replicas")
 
 
