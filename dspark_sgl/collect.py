@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from .launch import check_choice, demo_target, from_anywhere, reason
+from .launch import check_choice, demo_target, ended, from_anywhere
 from .policies.errors import PolicyError
 from .prompts import Prompt
 from .recorder import RecordedRound, read_record
@@ -58,7 +58,7 @@ class Collector:
         except BaseException as error:
             shutil.rmtree(self._folder, ignore_errors=True)
             if isinstance(error, ServerError):
-                raise self._ended() from None
+                raise ended(self._server) from None
             raise
         return self
 
@@ -99,9 +99,6 @@ class Collector:
             "versions": {name: version(name) for name in ("dspark-sgl", "sglang", "torch")},
         }
 
-    def _ended(self) -> PolicyError:
-        return PolicyError("server", 0, 0, f"it ended: {reason(self._server.log)}; its log: {self._server.log_file}")
-
     def _ask(self, name: str, prompt: Prompt, temperature: float) -> None:
         # Said in full: a model's generation_config.json would fill in what is not.
         sampling = {"temperature": temperature, "top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
@@ -112,4 +109,4 @@ class Collector:
         except ServerError as error:
             raise PolicyError("server", 0, 0, f"prompt {prompt.text[:40]!r}: {error}") from None
         except (OSError, HTTPException):
-            raise self._ended() from None
+            raise ended(self._server) from None

@@ -14,6 +14,7 @@ from pathlib import Path
 from .draft_config import DraftError
 from .drafts import check_draft
 from .policies.errors import PolicyError
+from .server import Server
 
 
 def add_server_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,7 +70,12 @@ def demo_target() -> str:
         raise DraftError(f"--model: {error}") from None
 
 
-def reason(log: str) -> str:
+def ended(server: Server) -> PolicyError:
+    """What to raise when a server has ended by itself."""
+    return PolicyError("server", 0, 0, f"it ended: {_reason(server.log)}; its log: {server.log_file}")
+
+
+def _reason(log: str) -> str:
     """The line of a server's log that says why it ended: ours, else the last error that it raised, else the last."""
     lines = [line.strip() for line in log.splitlines() if line.strip()] or ["it printed nothing"]
     for start in (r"error: ", r"[\w.]*(Error|Exception)\b"):

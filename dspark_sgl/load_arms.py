@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from .launch import check_choice, from_anywhere, reason
+from .launch import check_choice, ended, from_anywhere
 from .policies.errors import PolicyError
 from .policies.reader import parse_policy
 from .policies.shape import most_nodes
@@ -89,9 +89,8 @@ class Fleet:
             for server in self._servers.values():
                 self._stack.enter_context(server)
         except ServerError:
-            said = PolicyError("server", 0, 0, f"it ended: {reason(server.log)}; its log: {server.log_file}")
             self._stack.close()
-            raise said from None
+            raise ended(server) from None
         except BaseException:
             self._stack.close()
             raise

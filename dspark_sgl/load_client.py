@@ -10,7 +10,7 @@ import io
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,12 @@ class Load:
     @property
     def label(self) -> str:
         return f"{self.concurrency} users" if self.rate is None else f"{self.rate:g} requests/s"
+
+
+def by_load(points: Sequence[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """The points of a report under each load, with its label."""
+    for load in dict.fromkeys(Load(point["concurrency"], point["rate"]) for point in points):
+        yield load.label, [p for p in points if Load(p["concurrency"], p["rate"]) == load]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from typing import Any
 
 from .launch import add_server_arguments, check_output, demo_target, positive
 from .load_arms import Arm, Fleet, parse_arms
-from .load_client import Load, Served, serve, write_dataset
+from .load_client import Load, Served, by_load, serve, write_dataset
 from .policies.errors import PolicyError
 from .prompts import read_prompts
 
@@ -196,10 +196,9 @@ def table(report: dict[str, Any]) -> list[str]:
         f"{'length':>7} {'TTFT p50':>9} {'p99 ms':>7} {'ITL p50':>8} {'p99 ms':>7}"
     )
     lines: list[str] = []
-    for load in dict.fromkeys((point["concurrency"], point["rate"]) for point in points):
-        mine = [point for point in points if (point["concurrency"], point["rate"]) == load]
+    for label, mine in by_load(points):
         plain = next((point["output_tps"] for point in mine if point["arm"] == "plain"), None)
-        lines += [Load(*load).label, head]
+        lines += [label, head]
         for point in mine:
             least, most = point["output_tps_spread"]
             ratio = "-" if plain is None else f"{point['output_tps'] / plain:.2f}"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from typing import Any
 
-from .load_client import Load
+from .load_client import by_load
 from .picture import new_figure
 
 Entry = dict[str, Any]
@@ -166,11 +166,9 @@ def _table(points: Sequence[Entry]) -> str:
         *("TTFT p50", "p90", "p99", "ITL p50", "p90", "p99"),
     )
     rows = ["<tr>" + "".join(f"<th>{title}</th>" for title in titles) + "</tr>"]
-    for load in dict.fromkeys((point["concurrency"], point["rate"]) for point in points):
-        rows.append(f"<tr class=load><th colspan={len(titles)}>{Load(*load).label}</th></tr>")
-        for point in points:
-            if (point["concurrency"], point["rate"]) == load:
-                rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in _cells(point)) + "</tr>")
+    for label, mine in by_load(points):
+        rows.append(f"<tr class=load><th colspan={len(titles)}>{label}</th></tr>")
+        rows += ["<tr>" + "".join(f"<td>{cell}</td>" for cell in _cells(point)) + "</tr>" for point in mine]
     return f"<table>{''.join(rows)}</table>"
 
 

@@ -79,10 +79,9 @@ def scrape(url: str) -> Scrape:
 
 def depth(span: Span) -> float:
     """Draft tokens verified per request and step, plain steps included."""
-    steps = span.grown("dspark_steps_total")
     drafted = span.grown("dspark_draft_tokens_total")
     emitted_first = span.grown("dspark_emitted_tokens_total") - span.grown("dspark_tokens_saved_total")
-    return drafted / emitted_first if steps and emitted_first > 0 else 0.0
+    return drafted / emitted_first if emitted_first > 0 else 0.0
 
 
 def frame(url: str, span: Span, speeds: Sequence[float], depths: Sequence[float]) -> list[str]:
@@ -99,7 +98,10 @@ def frame(url: str, span: Span, speeds: Sequence[float], depths: Sequence[float]
         f"dspark-sgl top   {url}   policy {_policy(now)}, rule {now.greatest('dspark_active_rule') or 0:.0f}   "
         f"last {span.seconds:.1f} s",
         "",
-        _row("requests", [("running", _n(running)), ("queued", _n(queue)), ("KV used", _share(_kv(now)))]),
+        _row(
+            "requests",
+            [("running", _n(running)), ("queued", _n(queue)), ("KV used", _share(now.greatest("sglang:token_usage")))],
+        ),
         _row("tokens/s", [("all", f"{emitted:.1f}"), ("each", _n(each, 1))]) + "  " + sparkline(speeds),
         _row("depth", [("mean", f"{depths[-1] if depths else 0:.2f}")]) + "  " + sparkline(depths),
         _row("steps", [("per s", f"{steps / span.seconds:.1f}"), ("plain", _share(plain / steps if steps else None))]),
@@ -152,10 +154,6 @@ def _phases(span: Span, steps: float) -> list[tuple[str, str]]:
 def _policy(now: Scrape) -> str:
     current = [dict(labels) for labels, value in now.series.get("dspark_policy", {}).items() if value == 1]
     return f"{current[0]['name']} ({current[0]['digest'][:8]})" if current else "-"
-
-
-def _kv(now: Scrape) -> float | None:
-    return now.greatest("sglang:token_usage")
 
 
 def _over(span: Span, name: str) -> str:

@@ -53,16 +53,6 @@ def reject_tree(layout: TreeLayout, target_probs: Tensor, of: NodeDistributions,
 
 
 @triton.jit
-def mass(q, columns, TILE: tl.constexpr):
-    """float64: the sum of a row."""
-    amount = tl.sum(tl.zeros([TILE], tl.float64), 0)
-    for start in range(0, columns, TILE):
-        at = start + tl.arange(0, TILE)
-        amount += tl.sum(tl.load(q + at, at < columns, 0.0).to(tl.float64), 0)
-    return amount
-
-
-@triton.jit
 def at_token(p, q, column, share, token, columns, HOT: tl.constexpr):
     """float32 each: `left_over` and q at one token, which has a column."""
     one = token + tl.arange(0, 1)
@@ -121,7 +111,8 @@ def _tree(
             where = tl.maximum(tl.load(place + request * places + node), 0)
             p = target + (first + row) * columns
             q = draft + (request * expanded + where) * draft_columns
-            unspent = mass(q, draft_columns, TILE)  # S
+            # S: a row's sum is what is left of it when nothing is taken.
+            unspent = total(q, q, None, share.to(tl.float32), draft_columns, False, TILE)
             chosen = unspent == 0
             family = children + (request * width + row) * branch
             taken = row * 0 - 1

@@ -13,7 +13,6 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -36,16 +35,12 @@ FULL_BLOCK = "version: 1\nname: full-block\nschedule: {kind: fixed, depth: 7}\n"
 
 
 class Boots:
-    """Servers by name, each started in a thread of its own and waited for where it is used.
-
-    at_end: called when the tests are over, the last first
-    """
+    """Servers by name, each started in a thread of its own and waited for where it is used."""
 
     def __init__(self) -> None:
         self._servers: dict[str, Server] = {}
         self._ready: dict[str, Future[Server]] = {}
         self._threads = ThreadPoolExecutor()
-        self.at_end = ExitStack()
 
     def start(self, name: str, arguments: Sequence[str], environment: dict[str, str] | None = None) -> None:
         """Nothing happens where it is under way already."""
@@ -60,7 +55,6 @@ class Boots:
         self._servers[name].stop()
 
     def stop_all(self) -> None:
-        self.at_end.close()
         for server in self._servers.values():
             server.stop()
         self._threads.shutdown()

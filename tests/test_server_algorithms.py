@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -28,7 +28,6 @@ from transformers import LlamaForCausalLM
 from dspark_sgl.server import Server
 
 from . import tiny_drafts, tiny_models
-from .conftest import Boots
 from .three_tokens import Text, exact, p_value
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(1200)]
@@ -269,16 +268,17 @@ class Tried:
 
 
 @pytest.fixture(scope="module")
-def tried(request: pytest.FixtureRequest, boots: Boots, tmp_path_factory: pytest.TempPathFactory) -> Tried:
+def tried(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tried]:
     folder = tmp_path_factory.mktemp("tiny")
     write_all(folder)
     model = LlamaForCausalLM.from_pretrained(folder / "target").float().eval()
     examples = choose_examples(model)
     prompts = [example.prompt for example in examples]
     chosen = {item.callspec.params.get("algorithm") for item in request.session.items if hasattr(item, "callspec")}
-    pool = ThreadPoolExecutor(AT_ONCE)
-    boots.at_end.callback(pool.shutdown, cancel_futures=True)
-    return Tried(model, examples, {a: pool.submit(run_trial, a, prompts, folder) for a in ALGORITHMS if a in chosen})
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        trials = {a: pool.submit(run_trial, a, prompts, folder) for a in ALGORITHMS if a in chosen}
+        yield Tried(model, examples, trials)
+        pool.shutdown(cancel_futures=True)
 
 
 # -- What the trials brought -------------------------------------------------------------------------------------------
