@@ -51,7 +51,8 @@ def run(options: argparse.Namespace) -> int:
             span = Span(before, after)
             speeds.append(span.rate("dspark_emitted_tokens_total"))
             depths.append(depth(span))
-            width = shutil.get_terminal_size().columns
+            # A longer line would wrap and push the screen down; a file or a pipe gets all of it.
+            width = shutil.get_terminal_size().columns if live else None
             lines = [line[:width] for line in frame(options.url, span, speeds, depths)]
             print((CLEAR if live else "") + "\n".join(lines), flush=True)
             if options.once:
