@@ -171,4 +171,6 @@ _CPU = (
     _srt("mem_cache.allocation.assign_req_to_token_pool_func", "", "slots of a request without a GPU kernel"),
 )
 
-SURFACE: tuple[HostName, ...] = (*_PLUGIN, *_ALGORITHM, *_WORKER, *_FORWARD, *_CONSTRAINTS, *_DRAFT, *_CPU)
+_BENCH = (HostName("sglang.benchmark.serving.cli_main", (), "the client of `bench load`"),)
+
+SURFACE: tuple[HostName, ...] = (*_PLUGIN, *_ALGORITHM, *_WORKER, *_FORWARD, *_CONSTRAINTS, *_DRAFT, *_CPU, *_BENCH)

@@ -125,13 +125,13 @@ def _percentiles(result: dict[str, Any], what: str) -> tuple[float, float, float
 
 def _client(*arguments: str) -> None:
     """What `python -m sglang.bench_serving` does; its report is only shown where it ends with an error."""
-    from sglang.benchmark import serving  # half a minute of imports, once
+    from sglang.benchmark.serving import cli_main  # half a minute of imports, once
 
     said = io.StringIO()
     own, sys.argv = sys.argv, ["bench_serving", *arguments]
     try:
         with contextlib.redirect_stdout(said):
-            serving.cli_main()
+            cli_main()
     except SystemExit as error:
         if error.code:
             raise PolicyError("bench_serving", 0, 0, said.getvalue()[-300:]) from None
