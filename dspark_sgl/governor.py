@@ -18,6 +18,7 @@ from dspark_sgl.policies.calibration import Calibration
 from dspark_sgl.policies.cost import CostModel
 from dspark_sgl.policies.forest import Forest
 from dspark_sgl.policies.language import DEFAULT_TIER, Policy, Schedule
+from dspark_sgl.policies.reliability import Tally
 from dspark_sgl.policies.rules import RuleBook
 from dspark_sgl.policies.scheduler import Batch, Scheduler, make_scheduler
 from dspark_sgl.policies.shape import ShapeChooser, most_nodes
@@ -65,6 +66,7 @@ class Governor:
         self._as_it_comes = Calibration()
         self._shape = ShapeChooser(block, room)
         self._minute = Minute()
+        self._survival = Tally()
         self._recorder = recorder
         self._unknown_tiers: set[str] = set()
         self._unsound = self._bad_drafts_named = 0
@@ -148,7 +150,7 @@ class Governor:
         if not forest.is_chain:
             ride.past.best_nodes.observe(survival)
         ride.verified, ride.offered = kept, kept.sum(1).tolist()
-        ride.predicted = float(survival[kept].sum())
+        ride.predicted = survival[kept]
         self._decision["verified"] = sum(ride.offered)
         return kept
 
@@ -158,6 +160,7 @@ class Governor:
         assert ride is not None and ride.forest is not None and ride.verified is not None
         ride.lengths = (path >= 0).sum(1).tolist()
         survived = ride.forest.on_path(ride.verified, path)
+        self._survival.add(ride.predicted, survived[ride.verified])
         tested = ride.forest.tested(ride.verified, survived)
         learning = ride.confidence if self._policy.calibration.online else None
         ride.past.calibration.observe(learning, ride.forest.depth, tested, survived)
@@ -186,9 +189,10 @@ class Governor:
             metrics.add("draft_tokens", accepted, "accepted")
             metrics.add("draft_tokens", step.offered - accepted, "rejected")
             metrics.observe("accepted_length", [n for n, k in zip(ride.lengths, ride.offered, strict=True) if k])
-            metrics.add("survival_predicted", ride.predicted)
+            predicted = float(ride.predicted.sum())
+            metrics.add("survival_predicted", predicted)
             metrics.add("survival_observed", accepted)
-            metrics.add("calibration_error", abs(ride.predicted - accepted))
+            metrics.add("calibration_error", abs(predicted - accepted))
             metrics.add("tokens_saved", accepted)
         metrics.total("bad_confidences", self._bad_confidences)
         metrics.total("unsound_drafts", self._unsound)
@@ -270,4 +274,5 @@ class Governor:
             "tiers": list(self._policy.tiers),
             "cost": self._cost.source,
             "decision": self._decision,
+            "reliability": self._survival.report,
         }

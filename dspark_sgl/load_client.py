@@ -46,6 +46,7 @@ class Served:
     ttft_ms, itl_ms: percentiles 50, 90 and 99 of time to first token and between tokens
     depth: drafts verified per request and step; plain: share of request-steps without any; accepted_length: tokens per
         request and round, None where nobody speculated; accepted: rounds by how many tokens they emitted
+    reliability: of the survival that drafts were verified for, see `policies.reliability.Tally`
     """
 
     output_tps: float
@@ -56,6 +57,7 @@ class Served:
     plain: float
     accepted_length: float | None
     accepted: dict[int, int]
+    reliability: dict[str, list[float]]
 
 
 def write_dataset(prompts: Sequence[Prompt], file: Path) -> None:
@@ -95,12 +97,13 @@ class _Counts:
 
     counts: dict[str, int]
     accepted: dict[int, int]
+    reliability: dict[str, list[float]]
 
     @classmethod
     def of(cls, server: Server) -> _Counts:
         report = server.report()
         histogram = {int(length): n for length, n in report.get("accepted_histogram", {}).items()}
-        return cls(report.get("counts", {}), histogram)
+        return cls(report.get("counts", {}), histogram, report.get("reliability", {}))
 
     def since(self, before: _Counts, result: dict[str, Any]) -> Served:
         done = {key: count - before.counts.get(key, 0) for key, count in self.counts.items()}
@@ -116,6 +119,10 @@ class _Counts:
             plain=done.get("plain_requests", 0) / steps if steps else 1.0,
             accepted_length=done.get("emitted", 0) / rounds if rounds else None,
             accepted={n: count for n, count in sorted(accepted.items()) if count},
+            reliability={
+                name: [now - then for now, then in zip(sums, before.reliability[name], strict=True)]
+                for name, sums in self.reliability.items()
+            },
         )
 
 

@@ -79,6 +79,16 @@ class Point:
             for k in range(1, max(rounds, default=1))
         ]
 
+    @property
+    def reliability(self) -> dict[str, list[float]]:
+        """Bins of equal width of predicted survival that hold any draft: mean predicted, share accepted, how many."""
+        sums = [
+            [sum(column) for column in zip(*(s.reliability.get(name, []) for s in self.passes), strict=True)]
+            for name in ("predicted", "happened", "count")
+        ]
+        filled = [(p / n, h / n, n) for p, h, n in zip(*sums, strict=True) if n]
+        return {name: [row[i] for row in filled] for i, name in enumerate(("predicted", "observed", "count"))}
+
     def entry(self) -> dict[str, Any]:
         return {
             "arm": self.arm,
@@ -92,6 +102,7 @@ class Point:
             "plain_share": self.median(lambda s: s.plain),
             "accepted_length": self.accepted_length,
             "survival": self.survival,
+            "reliability": self.reliability,
             "ttft_ms": self._percentiles(lambda s: s.ttft_ms),
             "itl_ms": self._percentiles(lambda s: s.itl_ms),
         }

@@ -82,6 +82,12 @@ def _figures(points: Sequence[Entry], arms: Sequence[str]) -> Iterator[tuple[str
         "Share of rounds that accepted k drafts or more, at the lightest load.",
         _drawn(points, arms, _survival, "k", "share of rounds", log=False),
     )
+    yield (
+        "reliability",
+        "Predicted and observed survival",
+        "Drafts by the chance they were verified for, all loads; a larger dot is more drafts. On the line: calibrated.",
+        _drawn(points, arms, _reliability, "predicted", "accepted", log=False),
+    )
     for name, title in (("ttft_ms", "Time to first token"), ("itl_ms", "Time between tokens")):
         caption = "Lines: median; thin: 99th percentile. Milliseconds."
         yield name, title, caption, _drawn(points, arms, _percentiles(name), _load_axis(points), "ms")
@@ -146,6 +152,16 @@ def _survival(axes: Any, points: Sequence[Entry], arm: str, colour: str) -> None
     known = points[0]["survival"]
     if known:
         axes.plot(range(1, 1 + len(known)), known, "o-", markersize=4, color=colour, label=arm)
+
+
+def _reliability(axes: Any, points: Sequence[Entry], arm: str, colour: str) -> None:
+    axes.axline((0, 0), slope=1, color="0.8", linewidth=0.8, zorder=0)
+    bins = [row for point in points for row in zip(*point["reliability"].values(), strict=True)]
+    if bins:
+        predicted, observed, count = zip(*bins, strict=True)
+        areas = [60 * n / max(count) for n in count]
+        axes.scatter(predicted, observed, areas, color=colour, alpha=0.6, label=arm)
+    axes.set_xlim(0, 1)
 
 
 def _percentiles(name: str) -> Draw:

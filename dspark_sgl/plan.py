@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from dspark_sgl.kernels.tree_draft import TreeShape
 from dspark_sgl.policies.batch import Bools, Floats
 from dspark_sgl.policies.calibration import Calibration
@@ -69,9 +71,9 @@ class Ride:
     past: Past
     forest: Forest | None = None
     confidence: Floats | None = None
-    predicted: float = 0.0
-    """Drafts expected to be accepted, of those offered."""
     verified: Bools | None = None
+    predicted: Floats = field(default_factory=lambda: np.empty(0))
+    """Survival of the verified drafts, as `verified` lists them."""
     offered: list[int] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
 

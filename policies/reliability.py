@@ -3,7 +3,8 @@
     ECE = sum over bins of share * |mean predicted - share observed|
 
 Bins hold equally many samples: survival of deep positions lies close to 0, where bins of equal width would be one.
-Even a perfect prediction has an ECE above 0 on finitely many samples; `floor` says which.
+Even a perfect prediction has an ECE above 0 on finitely many samples; `floor` says which. A `Tally` counts as samples
+come, keeps none, and so has bins of equal width.
 """
 
 from dataclasses import dataclass
@@ -59,3 +60,24 @@ def auc(chance: Floats, happened: Bools) -> float:
     _, place, count = np.unique(chance, return_inverse=True, return_counts=True)
     rank = (count.cumsum() - (count - 1) / 2)[place]  # from 1; those that tie share their mean
     return float((rank[happened].sum() - yes * (yes + 1) / 2) / (yes * no))
+
+
+class Tally:
+    """Chances and outcomes of a running server: what came between two reports is their difference."""
+
+    def __init__(self, bins: int = BINS) -> None:
+        self._predicted, self._happened, self._count = np.zeros((3, bins))
+
+    def add(self, chance: Floats, happened: Bools) -> None:
+        """chance, 0 to 1, and happened: `[n]`"""
+        bins = len(self._count)
+        place = np.minimum((chance * bins).astype(np.int64), bins - 1)
+        self._predicted += np.bincount(place, chance, bins)
+        self._happened += np.bincount(place, happened, bins)
+        self._count += np.bincount(place, minlength=bins)
+
+    @property
+    def report(self) -> dict[str, list[float]]:
+        """Sums per bin, least chance first: predicted, happened, count."""
+        sums = {"predicted": self._predicted, "happened": self._happened, "count": self._count}
+        return {name: values.round(3).tolist() for name, values in sums.items()}

@@ -16,7 +16,7 @@ from dspark_sgl.load_client import Load, Served
 from dspark_sgl.load_command import Point, table
 from dspark_sgl.load_report import page
 
-FIGURES = ("frontier", "throughput", "depth", "survival", "ttft_ms", "itl_ms")
+FIGURES = ("frontier", "throughput", "depth", "survival", "reliability", "ttft_ms", "itl_ms")
 
 
 def served(speed: float, depth: float) -> Served:
@@ -29,6 +29,7 @@ def served(speed: float, depth: float) -> Served:
         plain=0.0 if depth else 1.0,
         accepted_length=1.5 if depth else None,
         accepted={1: 50, 2: 30, 3: 20} if depth else {},
+        reliability={"predicted": [0.0, 6.0], "happened": [0.0, 5.0], "count": [0.0, 10.0]} if depth else {},
     )
 
 
@@ -54,7 +55,8 @@ def test_figures_are_medians_with_their_spread(report: dict) -> None:
     first = report["points"][1]
     assert (first["arm"], first["output_tps"], first["output_tps_spread"]) == ("<mine>", 31.0, [30.0, 32.0])
     assert first["survival"] == [0.5, 0.2]
-    assert report["points"][0]["survival"] == []
+    assert first["reliability"] == {"predicted": [0.6], "observed": [0.5], "count": [30.0]}
+    assert report["points"][0]["survival"] == report["points"][0]["reliability"]["count"] == []
     assert first["ttft_ms"] == {"p50": 100.0, "p90": 150.0, "p99": 200.0}
 
 

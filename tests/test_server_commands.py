@@ -71,8 +71,11 @@ def test_sglangs_client_drives_a_load(
     assert fast.accepted_length is not None and 1.1 < fast.accepted_length < 7
     assert sum(fast.accepted.values()) == after["request_rounds"] - before.get("request_rounds", 0)
     assert fast.plain == 0 and fast.depth == 6
+    verified, accepted = (after[name] - before.get(name, 0) for name in ("drafted", "emitted"))
+    accepted -= sum(fast.accepted.values())  # what each round emits beside its drafts
+    assert (sum(fast.reliability["count"]), sum(fast.reliability["happened"])) == (verified, accepted)
     slow = serve(plain_server, str(target), dataset, Load(rate=2.0), 6, 24, seed=0)
-    assert (slow.accepted_length, slow.plain, slow.depth, slow.accepted) == (None, 1.0, 0.0, {})
+    assert (slow.accepted_length, slow.plain, slow.depth, slow.accepted, slow.reliability) == (None, 1.0, 0.0, {}, {})
     for served in (fast, slow):
         assert served.output_tps > 1 and served.tps_per_user > 1
         assert 0 < served.ttft_ms[0] <= served.ttft_ms[1] <= served.ttft_ms[2]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dspark_sgl.policies.calibration import sigmoid
-from dspark_sgl.policies.reliability import Reliability, auc
+from dspark_sgl.policies.reliability import Reliability, Tally, auc
 from dspark_sgl.policies.sts import LEAST_SAMPLES, Rounds, fit, judge
 
 
@@ -89,6 +89,17 @@ def test_bins_hold_equally_many_and_all():
     assert bins.observed == pytest.approx([0, 0.5, 1])
     assert bins.ece == pytest.approx((2 * 0.15 + 2 * 0.15 + 3 * 0.4) / 7)
     assert Reliability.of(np.array([0.25]), np.array([True])).ece == 0.75
+
+
+def test_a_tally_counts_as_samples_come():
+    tally = Tally(bins=4)
+    tally.add(np.array([0.1, 0.2, 0.3, 1.0]), np.array([False, True, True, True]))
+    tally.add(np.array([0.0, 0.99]), np.array([False, False]))
+    assert tally.report == {
+        "predicted": pytest.approx([0.3, 0.3, 0, 1.99]),
+        "happened": [1, 1, 0, 1],
+        "count": [3, 1, 0, 2],
+    }
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=30))
