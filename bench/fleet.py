@@ -75,8 +75,8 @@ def main() -> None:
     policies = [find_policy(name) for name in options.policies.split(",")]
     names = " | ".join(policy.name for policy in policies)
     print(
-        f"An 8B model per GPU (policies/reference.py), each draft accepted with {options.acceptance} after the one before; "
-        f"prompts of 500 tokens, 200 written; shares of load lognormal({options.skew})."
+        f"An 8B model per GPU (policies/reference.py), each draft accepted with {options.acceptance} after the one "
+        f"before; prompts of 500 tokens, 200 written; shares of load lognormal({options.skew})."
     )
     print(
         "Tokens per second for a user, by policy, and the last policy's depth where load is light and where it is not\n"
