@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -72,9 +73,10 @@ def arguments(folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def server(boots: Boots, arguments: list[str]) -> Server:
+def server(boots: Boots, arguments: list[str]) -> Iterator[Server]:
     boots.start("faults", arguments, ENVIRONMENT)
-    return boots.server("faults")
+    yield boots.server("faults")
+    boots.stop("faults")
 
 
 @pytest.fixture(scope="module")

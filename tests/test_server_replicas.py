@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(boots: Boots, folder: Path) -> Server:
+def server(boots: Boots, folder: Path) -> Iterator[Server]:
     arguments = [
         *("--model-path", str(folder / "target"), "--speculative-draft-model-path", str(folder / "draft")),
         *("--speculative-algorithm", "DSPARK_SGL", "--dspark-policy", str(folder / "policy.yaml")),
@@ -39,7 +40,9 @@ def server(boots: Boots, folder: Path) -> Server:
         *("--max-running-requests", "16", "--dp-size", "2", "--load-balance-method", "round_robin"),
     ]
     boots.start("replicas", arguments, {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"})
-    return boots.server("replicas")
+    yield boots.server("replicas")
+    # SGLang's data-parallel controller polls without a pause: an idle one would take a core from the tests to come.
+    boots.stop("replicas")
 
 
 def test_both_replicas_follow_the_policy_and_the_target(server: Server, folder: Path) -> None:
