@@ -3,9 +3,10 @@
     python -m bench.predicted [--concurrency 1,4,8,16] [--per-user 3] [--tokens 64] [--passes 3] [--json OUT]
 
 One server; its policy file is rewritten between arms. What the simulator is told: the profile the server took at its
-start; how far real steps lie from it, measured anew in every pass on other prompts, since a machine's speed moves; the
-line of a prefill over its tokens; and, as of any workload, how its drafts fare by position, counted once with the whole
-block offered. Arms take turns; a point is the median ratio of its passes. Exits 1 when one is off by more than 10 %.
+start, by which its scheduler decides; how far real steps lie from it, measured anew in every pass on other prompts,
+since a machine's speed moves; the line of a prefill over its tokens; and, as of any workload, how its drafts fare by
+position, counted once with the whole block offered. Arms take turns; a point is the median ratio of its passes. Exits 1
+when one is off by more than 10 %.
 """
 
 from __future__ import annotations
@@ -169,7 +170,9 @@ def main() -> int:
         print("\n".join(f"{users:4} users {[round(a, 2) for a in found]}" for users, found in shares.items()))
         for _ in tqdm(range(options.passes), desc="passes"):
             ratios = drift(server, file, others, block)
-            machine = Machine(scaled(profile_in(folder), ratios), block, base, per_token, 131_072, 256)
+            profile = profile_in(folder)
+            # The server's scheduler goes by its profile, and steps take what they take.
+            machine = Machine(scaled(profile, ratios), block, base, per_token, 131_072, 256, believed=profile)
             for name, schedule in SCHEDULES.items():
                 server.edit_policy(file, policy_text(schedule))
                 policy = parse_policy(file.read_text())

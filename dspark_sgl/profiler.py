@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from statistics import median
 from typing import Any
 
 import torch
@@ -28,8 +27,9 @@ from .verify_input import VerifyInput
 logger = logging.getLogger(__name__)
 
 MOST_REQUESTS = 32
-REPEATS, MANY_ROWS, LONG_S = 3, 32, 0.25
-"""Small steps are short and noisy; one beyond so many rows, or one that took so many seconds, is timed once."""
+PASSES, ENOUGH_S = 4, 10.0
+"""A step's time is its least of so many passes over all, or of fewer once they have taken so long. The first of its
+shape warms up memory and threads, and a neighbour slows one down: both only ever add."""
 SHORT_CONTEXT, LONG_CONTEXT = 64, 1024
 
 
@@ -77,9 +77,17 @@ class StepProfiler:
     def run(self) -> list[CostPoint]:
         """Every point of the grid; a few dozen forwards, the same ones on every tensor-parallel rank."""
         start = time.perf_counter()
-        points = [point for load in self._loads() for point in self._measure(load)]
-        logger.info("dspark: %d kinds of step profiled in %.1f s", len(points), time.perf_counter() - start)
-        return points
+        best: dict[tuple[str, int, int, int], CostPoint] = {}
+        for _ in range(PASSES):
+            for point in (point for load in self._loads() for point in self._measure(load)):
+                key = (point.kind, point.requests, point.rows, point.context)
+                best[key] = min(point, best.get(key, point), key=lambda measured: measured.seconds)
+            # By rank 0's clock: ranks that run different forwards end the server.
+            spent = time.perf_counter() - start > ENOUGH_S
+            if agree(torch.tensor([int(spent)], device=self.device)).item():
+                break
+        logger.info("dspark: %d kinds of step profiled in %.1f s", len(best), time.perf_counter() - start)
+        return list(best.values())
 
     def _loads(self) -> Iterator[Load]:
         """Batches of 1, 2, 4 .. requests on a short context, and a few of them on a long one."""
@@ -105,23 +113,12 @@ class StepProfiler:
 
     def _measure(self, load: Load) -> Iterator[CostPoint]:
         n, total = load.count, load.count * load.context
-        yield CostPoint("plain", n, n, total, self._seconds(n, lambda: self._plain(load)))
-        yield CostPoint("draft", n, n * self._block, total, self._seconds(n, lambda: self._draft(load)))
+        yield CostPoint("plain", n, n, total, self._seconds(partial(self._plain, load)))
+        yield CostPoint("draft", n, n * self._block, total, self._seconds(partial(self._draft, load)))
         for depth in sorted({1, (self._block + 1) // 2, self._block}):
-            rows = n * (depth + 1)
-            yield CostPoint("verify", n, rows, total, self._seconds(rows, partial(self._verify, load, depth)))
+            yield CostPoint("verify", n, n * (depth + 1), total, self._seconds(partial(self._verify, load, depth)))
 
-    def _seconds(self, rows: int, step: Callable[[], None]) -> float:
-        first = self._timed(step)
-        if rows > MANY_ROWS:
-            return first
-        # By rank 0's clock: ranks that repeat a forward a different number of times end the server.
-        if agree(torch.tensor([int(first > LONG_S)], device=self.device)).item():
-            return first
-        # The first of its shape has warmed up memory and threads.
-        return median(self._timed(step) for _ in range(REPEATS))
-
-    def _timed(self, step: Callable[[], None]) -> float:
+    def _seconds(self, step: Callable[[], None]) -> float:
         self._device.synchronize()
         start = time.perf_counter()
         step()

@@ -154,19 +154,21 @@ class CostModel:
         new.replace(file)
 
 
+POWERS = 32
 ENOUGH = 20
 """Steps of each kind that stand in for a profile."""
 
 
 class _Factor:
-    """A correction that follows the observed, one for all sizes and one for each power of two of them."""
+    """A correction that follows the observed: one for all sizes, one for each power of two; between those, a line."""
 
     def __init__(self) -> None:
         self._all = 0.0
-        self._own = np.zeros(32)
+        self._own = np.zeros(POWERS)
 
     def at(self, size: Floats) -> Floats:
-        factors: Floats = np.exp(self._all + self._own)[_bucket(size)]
+        low, share = _between(size)
+        factors: Floats = np.exp(self._all + (1 - share) * self._own[low] + share * self._own[low + 1])
         return factors
 
     def learn(self, size: float, ratio: float) -> None:
@@ -174,12 +176,16 @@ class _Factor:
         surprise = FOLLOW * min(max(math.log(max(ratio, 1e-9)), -MOST), MOST)
         self._all += surprise / 2
         self._own *= 0.999  # what is not seen again falls back to what all sizes say
-        self._own[_bucket(np.array([size]))] += surprise / 2
+        low, share = _between(np.array([float(size)]))
+        self._own[low] += (1 - share) * surprise / 2
+        self._own[low + 1] += share * surprise / 2
 
 
-def _bucket(size: Floats) -> Ints:
-    power: Ints = np.frexp(np.maximum(size, 1))[1] - 1
-    return power
+def _between(size: Floats) -> tuple[Ints, Floats]:
+    """The power of two at or below each size, and how far towards the next it lies, in logarithm."""
+    power = np.log2(np.clip(size, 1, 2.0 ** (POWERS - 2)))
+    low: Ints = np.floor(power).astype(np.int64)
+    return low, power - low
 
 
 def _per_token(points: Sequence[tuple[float, int, float]]) -> float:

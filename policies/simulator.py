@@ -38,6 +38,7 @@ class Machine:
 
     cost: of plain steps and rounds; prefill_s, prefill_token_s: seconds of a prefill, and of each of its tokens
     kv_tokens: slots of the KV pool; max_running: requests at once; block: the drafter's deepest path
+    believed: what schedulers take steps to cost, where that is not the truth
     """
 
     cost: CostModel
@@ -46,6 +47,7 @@ class Machine:
     prefill_token_s: float
     kv_tokens: int
     max_running: int
+    believed: CostModel | None = None
 
 
 @dataclass(frozen=True)
@@ -239,8 +241,8 @@ class _Run:
 
     def _scheduler(self, schedule: Schedule) -> Scheduler:
         if schedule not in self._schedulers:
-            margin = self._policy.cost.margin
-            self._schedulers[schedule] = make_scheduler(schedule, self._machine.cost, margin, "early_stop")
+            believed, margin = self._machine.believed or self._machine.cost, self._policy.cost.margin
+            self._schedulers[schedule] = make_scheduler(schedule, believed, margin, "early_stop")
         return self._schedulers[schedule]
 
     def _limits_now(self, active: Active, snapshot: Snapshot) -> Floats:

@@ -20,12 +20,16 @@ from dspark_sgl.policies.workload import closed_loop, load_trace, open_loop
 PLAIN_S, DRAFT_S, ROW_S = 0.04, 0.005, 0.001
 
 
+def costs(row_s: float) -> CostModel:
+    points = [CostPoint("draft", 1, 7, 0, DRAFT_S)]
+    points += [CostPoint("plain", n, n, 0, PLAIN_S + row_s * (n - 1)) for n in (1, 256)]
+    points += [CostPoint("verify", 1, n, 0, PLAIN_S + row_s * (n - 1)) for n in (1, 2048)]
+    return CostModel.from_points(points)
+
+
 def machine(max_running: int = 64, kv_tokens: int = 100_000) -> Machine:
     """A step is 40 ms and a millisecond for every row beyond the first; a draft pass is 5 ms; a prefill 10 ms."""
-    points = [CostPoint("draft", 1, 7, 0, DRAFT_S)]
-    points += [CostPoint("plain", n, n, 0, PLAIN_S + ROW_S * (n - 1)) for n in (1, 256)]
-    points += [CostPoint("verify", 1, n, 0, PLAIN_S + ROW_S * (n - 1)) for n in (1, 2048)]
-    return Machine(CostModel.from_points(points), 7, 0.01, 0.0, kv_tokens, max_running)
+    return Machine(costs(ROW_S), 7, 0.01, 0.0, kv_tokens, max_running)
 
 
 def test_plain_decoding_takes_as_long_as_it_must():
@@ -70,6 +74,15 @@ def test_where_drafts_are_useless_adaptive_is_plain_but_for_its_probes():
     plain, adaptive = (simulate(find_policy(name), work, machine()) for name in ("off", "adaptive"))
     assert adaptive.plain_share > 0.97
     assert adaptive.output_tps > 0.98 * plain.output_tps
+
+
+def test_a_scheduler_goes_by_what_it_believes_and_time_by_the_truth():
+    work = closed_loop(16, 400, 50, 60, [0.6] * 7)
+    right = simulate(find_policy("throughput"), work, machine())
+    wrong = simulate(find_policy("throughput"), work, replace(machine(), believed=costs(100 * ROW_S)))
+    assert wrong.depth < 0.1 < right.depth and wrong.output_tps < right.output_tps
+    plain = simulate(find_policy("off"), work, machine())
+    assert wrong.output_tps == pytest.approx(plain.output_tps, rel=0.02)
 
 
 def test_rules_see_the_simulated_load():
