@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import random
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -60,24 +61,29 @@ class Served:
     reliability: dict[str, list[float]]
 
 
-def write_dataset(prompts: Sequence[Prompt], file: Path) -> None:
-    """In the client's format: a conversation of two turns a line, the second of no matter."""
+def write_dataset(prompts: Sequence[Prompt], tokens: int, file: Path) -> None:
+    """In the client's format, a conversation of two turns a line: the second is as long as the answer shall be.
+
+    Between half and one and a half times `tokens`, which a prompt's place decides. Answers of one length would all end
+    at once, and the prompts after them be prefilled as one batch: a load that no server sees.
+    """
     with file.open("w") as out:
-        for prompt in prompts:
-            turns = [{"role": "user", "content": prompt.text}, {"role": "assistant", "content": "so " * 8}]
+        for place, prompt in enumerate(prompts):
+            length = max(2, round(tokens * random.Random(place).uniform(0.5, 1.5)))
+            answer = " ".join(["so"] * length)  # a token each, in the tokenizers that we know
+            turns = [{"role": "user", "content": prompt.text}, {"role": "assistant", "content": answer}]
             out.write(json.dumps({"conversations": turns}) + "\n")
 
 
-def serve(server: Server, model: str, dataset: Path, load: Load, requests: int, tokens: int, seed: int) -> Served:
-    """Drives so many requests of so many output tokens each; the seed says which prompts. Raises PolicyError where one
-    fails."""
+def serve(server: Server, model: str, dataset: Path, load: Load, requests: int, seed: int) -> Served:
+    """Drives so many requests; the seed says which prompts. Raises PolicyError where one fails."""
     before = _Counts.of(server)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "result.jsonl"
         _client(
             *("--backend", "sglang", "--base-url", server.url, "--model", model, "--tokenizer", model),
             *("--dataset-name", "custom", "--dataset-path", str(dataset), "--apply-chat-template"),
-            *("--num-prompts", str(requests), "--sharegpt-output-len", str(tokens), "--seed", str(seed)),
+            *("--num-prompts", str(requests), "--seed", str(seed)),
             *("--request-rate", "inf" if load.rate is None else str(load.rate)),
             *(() if load.concurrency is None else ("--max-concurrency", str(load.concurrency))),
             *("--warmup-requests", "0", "--flush-cache", "--disable-tqdm", "--output-details"),

@@ -1,8 +1,8 @@
 """`dspark-sgl bench load`: real servers under real load, arm beside arm.
 
-Every arm is driven by SGLang's own client, with so many users at once, or with requests that arrive at random times.
-Arms take turns at every load, so that a slow minute of the machine hits all; figures are medians over the passes, with
-the least and the most of them.
+Every arm is driven by SGLang's own client, with so many users at once, or with requests that arrive at random times;
+answers are half to one and a half times --max-new-tokens long. Arms take turns at every load, so that a slow minute of
+the machine hits all; figures are medians over the passes, with the least and the most of them.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def run(options: argparse.Namespace) -> int:
     arms = parse_arms(options.arms, options.algorithm, model, options.draft)
     with tempfile.TemporaryDirectory() as folder:
         dataset = Path(folder) / "prompts.jsonl"
-        write_dataset(prompts, dataset)
+        write_dataset(prompts, options.max_new_tokens, dataset)
         with Fleet(arms, options.algorithm, model, options.draft, options.sglang) as fleet:
             points = _measure(fleet, arms, loads, model, dataset, len(prompts), options)
     report = {"points": [point.entry() for point in points], "run": _facts(options, model, len(prompts))}
@@ -152,7 +152,7 @@ def _measure(
 
     def ask(arm: Arm, load: Load, seed: int) -> Served:
         wanted = options.requests if load.concurrency is None else max(4, options.per_user * load.concurrency)
-        return serve(fleet.server(arm), model, dataset, load, min(wanted, prompts), options.max_new_tokens, seed)
+        return serve(fleet.server(arm), model, dataset, load, min(wanted, prompts), seed)
 
     found: dict[tuple[str, Load], list[Served]] = {(arm.name, load): [] for load in loads for arm in arms}
     with tqdm(total=len(arms) * (1 + options.passes * len(loads)), unit="run") as bar:

@@ -38,7 +38,7 @@ def page(report: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
     about = (
         f"{run['model']}, {run['prompts']['count']} prompts of {run['prompts']['file']}, {run['max_new_tokens']} "
-        f"output tokens each; medians of {run['passes']} passes, arms in turn; {run['date']}; {versions}"
+        f"output tokens on average; medians of {run['passes']} passes, arms in turn; {run['date']}; {versions}"
     )
     figures = "\n".join(
         f'<figure id="{name}"><h2>{escape(title)}</h2>{drawing}<figcaption>{escape(caption)}</figcaption></figure>'

@@ -64,9 +64,9 @@ def test_sglangs_client_drives_a_load(
 ):
     """What `bench load` says of a point is what the server counted while the client drove it."""
     dataset = tmp_path / "prompts.jsonl"
-    write_dataset(read_prompts(PROMPTS, 12), dataset)
+    write_dataset(read_prompts(PROMPTS, 12), 24, dataset)
     before = spec_server.report()["counts"]
-    fast = serve(spec_server, str(target), dataset, Load(concurrency=4), 8, 24, seed=0)
+    fast = serve(spec_server, str(target), dataset, Load(concurrency=4), 8, seed=0)
     after = spec_server.report()["counts"]
     assert fast.accepted_length is not None and 1.1 < fast.accepted_length < 7
     assert sum(fast.accepted.values()) == after["request_rounds"] - before.get("request_rounds", 0)
@@ -74,7 +74,7 @@ def test_sglangs_client_drives_a_load(
     verified, accepted = (after[name] - before.get(name, 0) for name in ("drafted", "emitted"))
     accepted -= sum(fast.accepted.values())  # what each round emits beside its drafts
     assert (sum(fast.reliability["count"]), sum(fast.reliability["happened"])) == (verified, accepted)
-    slow = serve(plain_server, str(target), dataset, Load(rate=2.0), 6, 24, seed=0)
+    slow = serve(plain_server, str(target), dataset, Load(rate=2.0), 6, seed=0)
     assert (slow.accepted_length, slow.plain, slow.depth, slow.accepted, slow.reliability) == (None, 1.0, 0.0, {}, {})
     for served in (fast, slow):
         assert served.output_tps > 1 and served.tps_per_user > 1
