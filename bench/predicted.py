@@ -3,10 +3,10 @@
     python -m bench.predicted [--concurrency 1,4,8,16] [--per-user 3] [--tokens 64] [--passes 3] [--json OUT]
 
 One server; its policy file is rewritten between arms. What the simulator is told: the profile the server took at its
-start, by which its scheduler decides; how far real steps lie from it, measured anew in every pass on other prompts,
-since a machine's speed moves; the line of a prefill over its tokens; and, as of any workload, how its drafts fare by
-position, counted once with the whole block offered. Arms take turns; a point is the median ratio of its passes. Exits 1
-when one is off by more than 10 %.
+start, by which its scheduler decides; how far real steps lie from it and what prefills take, measured anew in every
+pass on other prompts, since a machine's speed moves; how soon a client asks again; and, as of any workload, how its
+drafts fare by position, counted once with the whole block offered. Arms take turns; a point is the median ratio of its
+passes. Exits 1 when one is off by more than 10 %.
 """
 
 from __future__ import annotations
@@ -85,18 +85,51 @@ def step_seconds(server: Server, kind: str) -> np.ndarray:
     return np.array([now.total(name, kind=kind) or 0.0 for name in names])
 
 
-def drift(server: Server, file: Path, prompts: Sequence[str], block: int) -> Ratios:
-    """How far real steps lie from the profile now."""
+@dataclass(frozen=True)
+class Prefills:
+    """How many, of how many tokens together, and the seconds they took."""
+
+    count: int
+    tokens: float
+    seconds: float
+
+
+def drift(server: Server, file: Path, prompts: Sequence[str], block: int) -> tuple[Ratios, list[Prefills]]:
+    """How far real steps lie from the profile now, and what the prefills between them took."""
     ratios: Ratios = {}
+    prefills: list[Prefills] = []
     for depth in (0, 1, 3, block):
         server.edit_policy(file, policy_text(f"{{kind: fixed, depth: {depth}}}"))
         kind = "round" if depth else "plain"
         for users in LEARN_AT:
-            before = step_seconds(server, kind)
-            ask(server, prompts[: max(2, users)], users, 48)
+            server.flush()
+            before, clock = step_seconds(server, kind), server.report()
+            chosen = prompts[: max(2, users)]
+            _, fresh = ask(server, chosen, users, 48)
             predicted, observed = step_seconds(server, kind) - before
             ratios.setdefault(1 + depth, []).append(float(observed / predicted))
-    return ratios
+            count, seconds = (server.report()[of]["prefill"] - clock[of]["prefill"] for of in ("counts", "seconds"))
+            prefills.append(Prefills(count, fresh * len(chosen), seconds))
+    return ratios, prefills
+
+
+def prefill_line(prefills: Sequence[Prefills]) -> tuple[float, float]:
+    """Seconds of a prefill, and of each of its tokens."""
+    sizes = np.array([(p.count, p.tokens) for p in prefills])
+    base, per_token = np.linalg.lstsq(sizes, np.array([p.seconds for p in prefills]))[0]
+    return max(0.0, float(base)), max(0.0, float(per_token))
+
+
+def turnaround(server: Server, prompts: Sequence[str]) -> float:
+    """Seconds from the end of an answer to the scheduler's sight of the next question: what of a request's time is
+    nobody's step, median."""
+    found = []
+    for prompt in prompts:
+        before = server.report()["seconds"]["prefill"]
+        start = time.perf_counter()
+        server.generate(prompt, temperature=0, max_new_tokens=1)
+        found.append(time.perf_counter() - start - (server.report()["seconds"]["prefill"] - before))
+    return max(0.0, float(np.median(found)))
 
 
 def acceptance(server: Server, file: Path, prompts: Sequence[str], users: int, tokens: int, block: int) -> list[float]:
@@ -107,18 +140,6 @@ def acceptance(server: Server, file: Path, prompts: Sequence[str], users: int, t
     lengths = {int(length): n for length, n in (Counter(server.report()["accepted_histogram"]) - before).items()}
     reached = [sum(n for length, n in lengths.items() if length > k) for k in range(block + 1)]
     return [reached[k + 1] / reached[k] if reached[k] else 0.0 for k in range(block)]
-
-
-def prefill_line(server: Server, prompts: Sequence[str]) -> tuple[float, float]:
-    """Seconds of a prefill, and of each of its tokens: a line through single requests of several lengths."""
-    points = []
-    for prompt in prompts:
-        start = time.perf_counter()
-        answer = server.generate(prompt, temperature=0, max_new_tokens=1)
-        fresh = answer.meta["prompt_tokens"] - answer.meta["cached_tokens"]
-        points.append((fresh, time.perf_counter() - start))
-    slope, base = np.polyfit(*zip(*points, strict=True), 1)
-    return max(0.0, float(base)), max(0.0, float(slope))
 
 
 def profile_in(cache: Path) -> CostModel:
@@ -164,12 +185,14 @@ def main() -> int:
     with Server(arguments, {"XDG_CACHE_HOME": str(folder)}) as server:
         block = int(server.get("/server_info")["speculative_num_steps"])
         ask(server, others[:2], 2, 16)  # warm
-        base, per_token = prefill_line(server, others[-24:])
+        pause = turnaround(server, others[-12:])
         shares = {users: acceptance(server, file, loads[users], users, options.tokens, block) for users in loads}
-        print(f"prefill {1e3 * base:.1f} ms + {1e6 * per_token:.0f} us a token; accepted by position:")
+        print(f"a user asks again after {1e3 * pause:.1f} ms; accepted by position:")
         print("\n".join(f"{users:4} users {[round(a, 2) for a in found]}" for users, found in shares.items()))
         for _ in tqdm(range(options.passes), desc="passes"):
-            ratios = drift(server, file, others, block)
+            ratios, prefills = drift(server, file, others, block)
+            base, per_token = prefill_line(prefills)
+            print(f"prefill {1e3 * base:.1f} ms + {1e6 * per_token:.0f} us a token; steps over profile {ratios}")
             profile = profile_in(folder)
             # The server's scheduler goes by its profile, and steps take what they take.
             machine = Machine(scaled(profile, ratios), block, base, per_token, 131_072, 256, believed=profile)
@@ -179,7 +202,8 @@ def main() -> int:
                 for users, chosen in loads.items():
                     server.flush()
                     seconds, fresh = ask(server, chosen, users, options.tokens)
-                    work = closed_loop(users, len(chosen), round(fresh), options.tokens, shares[users], spread=0)
+                    asked = (users, len(chosen), round(fresh), options.tokens, shares[users])
+                    work = closed_loop(*asked, spread=0, pause=pause)
                     speeds = [simulate(policy, work, machine, seed).output_tps for seed in range(5)]
                     points[name, users].append(Point(float(np.median(speeds)), len(chosen) * options.tokens / seconds))
     print("policy        users   predicted    measured    ratio (all passes)")

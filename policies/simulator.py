@@ -8,6 +8,8 @@ Assumes calibrated confidence: a scheduler is told the true chances, not each dr
 """
 
 import math
+from bisect import bisect_right
+from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -110,6 +112,7 @@ class _Run:
         self._now, self._next, self._steps = 0.0, 0, 0
         self._first, self._last = np.zeros(workload.size), np.zeros(workload.size)
         self._asked = workload.arrival.astype(np.float64).copy()
+        self._free = deque([0.0] * (workload.users or 0))  # when each user who waits for nothing asks again; rising
         self._totals = np.zeros(6)  # decode steps, plain steps, nodes, requests, speculating requests, their tokens
         self._pace = {"step.ms": 0.0, "tps.total": 0.0, "tps.user": 0.0, "batch.tokens": 0.0}
         self._timeline = _Timeline()
@@ -122,7 +125,7 @@ class _Run:
             if self._batch.shape[1]:
                 self._decode()
             else:
-                self._now = max(self._now, float(work.arrival[self._next]))
+                self._now = max(self._now, self._free[0] if work.users else float(work.arrival[self._next]))
         wrote = (work.output - 1)[work.output > 1] / (self._last - self._first)[work.output > 1]
         steps, plain, nodes, requests, speculating, gained = self._totals.tolist()
         return Result(
@@ -143,7 +146,8 @@ class _Run:
     def _admit(self) -> bool:
         """Prefill whoever has arrived and fits; False when nobody does."""
         work, machine, running = self._work, self._machine, self._batch.shape[1]
-        room = min(machine.max_running, work.users or machine.max_running) - running
+        asking = bisect_right(self._free, self._now) if work.users else work.size
+        room = min(machine.max_running - running, asking)
         if room <= 0 or self._next == work.size:
             return False
         free = machine.kv_tokens - int(self._batch[CONTEXT].sum())
@@ -157,7 +161,7 @@ class _Run:
         if end == first:
             return False
         if work.users:
-            self._asked[first:end] = self._now
+            self._asked[first:end] = [self._free.popleft() for _ in range(end - first)]
         self._now += machine.prefill_s + machine.prefill_token_s * int(work.prompt[first:end].sum())
         self._first[first:end] = self._last[first:end] = self._now
         self._steps, self._next = self._steps + 1, end
@@ -167,6 +171,7 @@ class _Run:
         batch = np.concatenate([self._batch, joined], axis=1)
         self._batch = batch[:, np.argsort(work.kind[batch[REQUEST]], kind="stable")]
         self._limits_age = REFRESH
+        self._answered(end - first - len(new))
         return True
 
     def _decode(self) -> None:
@@ -197,8 +202,14 @@ class _Run:
         going = batch[LEFT] > 0
         if not going.all():
             self._last[batch[REQUEST][~going]] = self._now
+            self._answered(int((~going).sum()))
             self._batch = batch[:, going]
             self._limits_age = REFRESH
+
+    def _answered(self, count: int) -> None:
+        """So many requests have ended now, and whoever asked them asks again."""
+        if self._work.users:
+            self._free.extend([self._now + self._work.pause] * count)
 
     def _random(self, count: int) -> Floats:
         """So many uniform numbers; drawn in bulk, which is what makes them cheap."""

@@ -5,7 +5,7 @@ From a recorded trace or made up from a seed. Never knows a policy.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ class Workload:
     arrival: float64 `[R]`, seconds, never falling; prompt, output: int64 `[R]`, tokens, at least 1
     kind: int64 `[R]`, a row of survival; survival: float64 `[K, D]`, the chance that drafts 1..k are all accepted
     users: closed loop, so many requests at once and arrivals ignored; None: open loop
+    pause: closed loop, seconds from a user's answer to his next request
     """
 
     arrival: Floats
@@ -32,6 +33,7 @@ class Workload:
     kind: Ints
     survival: Floats
     users: int | None = None
+    pause: float = 0.0
 
     @property
     def size(self) -> int:
@@ -39,10 +41,17 @@ class Workload:
 
 
 def closed_loop(
-    users: int, requests: int, prompt: int, output: int, acceptance: Sequence[float], seed: int = 0, spread: float = 0.3
+    users: int,
+    requests: int,
+    prompt: int,
+    output: int,
+    acceptance: Sequence[float],
+    seed: int = 0,
+    spread: float = 0.3,
+    pause: float = 0.0,
 ) -> Workload:
-    """So many users who ask again as soon as they are answered. Lengths vary by `spread` around their means."""
-    return _made_up(np.zeros(requests), prompt, output, acceptance, seed, spread, users)
+    """So many users who ask again once they are answered. Lengths vary by `spread` around their means."""
+    return replace(_made_up(np.zeros(requests), prompt, output, acceptance, seed, spread, users), pause=pause)
 
 
 def open_loop(

@@ -103,6 +103,19 @@ def test_requests_wait_where_the_kv_pool_is_full():
     assert tight.ttft_s >= 0
 
 
+def test_a_user_who_pauses_misses_a_step():
+    """One at a time, a pause is idle time. Of two, whose answers end in turn, the other has gone on alone meanwhile."""
+    pause = 0.5
+    alone = simulate(find_policy("off"), closed_loop(1, 10, 100, 21, [0.8], spread=0, pause=pause), machine())
+    assert alone.seconds == pytest.approx(10 * (0.01 + 20 * PLAIN_S) + 9 * pause)
+    assert alone.ttft_s == pytest.approx(0.01)
+    busy, paused = (
+        simulate(find_policy("off"), closed_loop(2, 100, 100, 21, [0.8], pause=wait), machine()) for wait in (0, pause)
+    )
+    assert 1.1 * busy.seconds < paused.seconds < busy.seconds + 50 * pause
+    assert paused.output_tps * paused.seconds == busy.output_tps * busy.seconds
+
+
 def test_an_idle_server_waits_for_the_next_arrival():
     work = open_loop(0.1, 20, 50, 10, [0.5], seed=0)
     result = simulate(find_policy("off"), work, machine())
