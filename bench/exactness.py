@@ -27,7 +27,7 @@ from dspark_sgl.target import make_target
 
 from .prompts import eval_prompts
 
-ARGUMENTS = ("--dtype", "float32", "--chunked-prefill-size", "64")
+ARGUMENTS = ("--dtype", "float32", "--chunked-prefill-size", "64", "--max-total-tokens", "30000")
 SPECULATE = ("--speculative-algorithm", "DSPARK_SGL", "--dspark-policy")
 CHAINS = "version: 1\nname: chains\nschedule: {kind: fixed, depth: 64}\n"
 POLICIES = Path(__file__).parent / "policies"

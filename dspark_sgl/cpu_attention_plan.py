@@ -182,8 +182,7 @@ def make_bucket(
         and view.window < 0
         and not int(prefix.max())
     )
-    one_row = n == 1 and view.dtype == torch.float32  # the kernel has a quicker way for it, and a slow one in bfloat16
-    fold = view.group > 1 and (view.capped or (n < FOLD_ROWS and not one_row))
+    fold = view.group > 1 and (view.capped or n < FOLD_ROWS)
     mask = None
     if not fused_causal:
         mask = visible(batch, view, flat, position, prefix, token, valid)

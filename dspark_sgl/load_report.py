@@ -106,6 +106,8 @@ def _drawn(points: Sequence[Entry], arms: Sequence[str], draw: Draw, x: str, y: 
         loads = sorted({_load(point) for point in points})
         axes.set_xscale("log", base=2)
         axes.set_xticks(loads, [f"{load:g}" for load in loads])
+    else:
+        axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
@@ -136,7 +138,6 @@ def _frontier(axes: Any, points: Sequence[Entry], arm: str, colour: str) -> None
     x, y = [point["tps_per_user"] for point in points], [point["output_tps"] for point in points]
     bars = {"xerr": _bars(points, "tps_per_user"), "yerr": _bars(points, "output_tps")}
     axes.errorbar(x, y, **bars, fmt="o-", markersize=4, elinewidth=0.8, color=colour, label=arm)
-    axes.set_xlim(left=0)
 
 
 def _over_load(name: str) -> Draw:
@@ -161,7 +162,6 @@ def _reliability(axes: Any, points: Sequence[Entry], arm: str, colour: str) -> N
         predicted, observed, count = zip(*bins, strict=True)
         areas = [60 * n / max(count) for n in count]
         axes.scatter(predicted, observed, areas, color=colour, alpha=0.6, label=arm)
-    axes.set_xlim(0, 1)
 
 
 def _percentiles(name: str) -> Draw:
