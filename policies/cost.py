@@ -22,7 +22,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 KINDS = ("plain", "draft", "verify")
-VERSION = 1
+VERSION = 2
 
 FOLLOW = 0.1
 """Share of a surprise that the factors take over per step: half of a lasting change within seven steps."""

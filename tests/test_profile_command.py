@@ -84,7 +84,7 @@ def test_what_goes_wrong_is_one_line(arguments: list[str], words: str, costs: Pa
     save(costs / "aa11.json", "/models/old", age=10)
     save(costs / "aa22.json", "/models/new", age=0)
     damaged = tmp_path / "damaged.json"
-    damaged.write_text('{"version": 1, "points": []}')
+    damaged.write_text('{"version": 2, "points": []}')
     assert main(["profile", *(a.format(damaged=damaged, nowhere=tmp_path / "no") for a in arguments)]) == 1
     error = capsys.readouterr().err
     assert words in error
