@@ -27,7 +27,7 @@ from .verify_input import VerifyInput
 logger = logging.getLogger(__name__)
 
 MOST_REQUESTS = 32
-PASSES, ENOUGH_S = 4, 10.0
+PASSES, ENOUGH_S = 3, 10.0
 """A step's time is its least of so many passes over all, or of fewer once they have taken so long. The first of its
 shape warms up memory and threads, and a neighbour slows one down: both only ever add."""
 SHORT_CONTEXT, LONG_CONTEXT = 64, 1024
