@@ -3,10 +3,10 @@
     python -m bench.predicted [--concurrency 1,4,8,16] [--per-user 3] [--tokens 64] [--passes 3] [--json OUT]
 
 One server; its policy file is rewritten between arms. What the simulator is told: the profile the server took at its
-start, by which its scheduler decides; how far real steps lie from it and what prefills take, measured anew in every
-pass on other prompts, since a machine's speed moves; how soon a client asks again; and, as of any workload, how its
-drafts fare by position, counted once with the whole block offered. Arms take turns; a point is the median ratio of its
-passes. Exits 1 when one is off by more than 10 %.
+start, by which its scheduler decides; how far real steps lie from it, measured anew in every pass on other prompts,
+since a machine's speed moves; the line of a prefill over its tokens; how soon a client asks again; and, as of any
+workload, how its drafts fare by position, counted once with the whole block offered. Arms take turns; a point is the
+median ratio of its passes. Exits 1 when one is off by more than 10 %.
 """
 
 from __future__ import annotations
@@ -85,39 +85,31 @@ def step_seconds(server: Server, kind: str) -> np.ndarray:
     return np.array([now.total(name, kind=kind) or 0.0 for name in names])
 
 
-@dataclass(frozen=True)
-class Prefills:
-    """How many, of how many tokens together, and the seconds they took."""
-
-    count: int
-    tokens: float
-    seconds: float
-
-
-def drift(server: Server, file: Path, prompts: Sequence[str], block: int) -> tuple[Ratios, list[Prefills]]:
-    """How far real steps lie from the profile now, and what the prefills between them took."""
+def drift(server: Server, file: Path, prompts: Sequence[str], block: int) -> Ratios:
+    """How far real steps lie from the profile now."""
     ratios: Ratios = {}
-    prefills: list[Prefills] = []
     for depth in (0, 1, 3, block):
         server.edit_policy(file, policy_text(f"{{kind: fixed, depth: {depth}}}"))
         kind = "round" if depth else "plain"
         for users in LEARN_AT:
-            server.flush()
-            before, clock = step_seconds(server, kind), server.report()
-            chosen = prompts[: max(2, users)]
-            _, fresh = ask(server, chosen, users, 48)
+            before = step_seconds(server, kind)
+            ask(server, prompts[: max(2, users)], users, 48)
             predicted, observed = step_seconds(server, kind) - before
             ratios.setdefault(1 + depth, []).append(float(observed / predicted))
-            count, seconds = (server.report()[of]["prefill"] - clock[of]["prefill"] for of in ("counts", "seconds"))
-            prefills.append(Prefills(count, fresh * len(chosen), seconds))
-    return ratios, prefills
+    return ratios
 
 
-def prefill_line(prefills: Sequence[Prefills]) -> tuple[float, float]:
-    """Seconds of a prefill, and of each of its tokens."""
-    sizes = np.array([(p.count, p.tokens) for p in prefills])
-    base, per_token = np.linalg.lstsq(sizes, np.array([p.seconds for p in prefills]))[0]
-    return max(0.0, float(base)), max(0.0, float(per_token))
+def prefill_line(server: Server, prompts: Sequence[str]) -> tuple[float, float]:
+    """Seconds of a prefill, and of each of its tokens: a line through single requests of several lengths. One through
+    prefills of many requests says too little of the small ones."""
+    points = []
+    for prompt in prompts:
+        start = time.perf_counter()
+        answer = server.generate(prompt, temperature=0, max_new_tokens=1)
+        fresh = answer.meta["prompt_tokens"] - answer.meta["cached_tokens"]
+        points.append((fresh, time.perf_counter() - start))
+    slope, base = np.polyfit(*zip(*points, strict=True), 1)
+    return max(0.0, float(base)), max(0.0, float(slope))
 
 
 def turnaround(server: Server, prompts: Sequence[str]) -> float:
@@ -185,14 +177,16 @@ def main() -> int:
     with Server(arguments, {"XDG_CACHE_HOME": str(folder)}) as server:
         block = int(server.get("/server_info")["speculative_num_steps"])
         ask(server, others[:2], 2, 16)  # warm
-        pause = turnaround(server, others[-12:])
+        base, per_token = prefill_line(server, others[-24:])
+        pause = turnaround(server, others[-36:-24])
         shares = {users: acceptance(server, file, loads[users], users, options.tokens, block) for users in loads}
-        print(f"a user asks again after {1e3 * pause:.1f} ms; accepted by position:")
+        print(
+            f"prefill {1e3 * base:.1f} ms + {1e6 * per_token:.0f} us a token; a user asks again after "
+            f"{1e3 * pause:.1f} ms; accepted by position:"
+        )
         print("\n".join(f"{users:4} users {[round(a, 2) for a in found]}" for users, found in shares.items()))
         for _ in tqdm(range(options.passes), desc="passes"):
-            ratios, prefills = drift(server, file, others, block)
-            base, per_token = prefill_line(prefills)
-            print(f"prefill {1e3 * base:.1f} ms + {1e6 * per_token:.0f} us a token; steps over profile {ratios}")
+            ratios = drift(server, file, others, block)
             profile = profile_in(folder)
             # The server's scheduler goes by its profile, and steps take what they take.
             machine = Machine(scaled(profile, ratios), block, base, per_token, 131_072, 256, believed=profile)
