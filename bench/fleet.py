@@ -21,8 +21,9 @@ from dspark_sgl.policies.reference import reference_cost
 from dspark_sgl.policies.shipped import find_policy
 from dspark_sgl.policies.simulator import Machine, Result, simulate
 from dspark_sgl.policies.workload import open_loop
+from dspark_sgl.simulate_command import PREFILL_S, PREFILL_TOKEN_S
 
-MACHINE = Machine(reference_cost(), 7, 0.004, 3e-5, 1_000_000, 256)
+MACHINE = Machine(reference_cost(), 7, PREFILL_S, PREFILL_TOKEN_S, 1_000_000, 256)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from dspark_sgl.policies.reference import reference_cost
 from dspark_sgl.policies.shipped import find_policy
 from dspark_sgl.policies.simulator import Machine, simulate
 from dspark_sgl.policies.workload import closed_loop
+from dspark_sgl.simulate_command import PREFILL_S, PREFILL_TOKEN_S
 
 
 def main() -> None:
@@ -22,7 +23,7 @@ def main() -> None:
     parser.add_argument("--output-tokens", type=int, default=64)
     options = parser.parse_args()
     work = closed_loop(options.users, options.requests, 500, options.output_tokens, [0.8] * 7)
-    machine = Machine(reference_cost(), 7, 0.004, 3e-5, 1_000_000, options.users)
+    machine = Machine(reference_cost(), 7, PREFILL_S, PREFILL_TOKEN_S, 1_000_000, options.users)
     start = time.perf_counter()
     result = simulate(find_policy(options.policy), work, machine)
     seconds = time.perf_counter() - start

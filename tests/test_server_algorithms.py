@@ -2,8 +2,8 @@
 
 A target of twelve tokens whose every distribution is known, in float32. Greedy: token for token what transformers
 computes from the whole text each time, eight requests at once, prompts prefilled in chunks over a shared prefix.
-Sampling: chi-square of the first three tokens over 50,000 samples for each way of accepting, or 20,000 where only the
-drafter or its depths differ. The same statistic rejects a target that is off by five percent in temperature, or eight,
+Sampling: chi-square of the first three tokens over 50,000 samples for each way of accepting, or 20,000 where it is a
+variation. The same statistic rejects a target that is off by five percent in temperature, or eight,
 so it has the power to see a bias. That drafts were offered and accepted is counted.
 
 A scheduler of so small a model keeps one core busy. So two algorithms are tried at once, each on a server of its own,
