@@ -1,14 +1,23 @@
 """Linear layers for the CPU platform: SGLang's unquantised methods, with the product that suits few rows.
 
-They compute what SGLang's own compute, to float32 rounding; they never change a model or copy a weight.
+They compute what SGLang's own compute, to the rounding of a float32 sum. They never change a weight; a CPU without
+bfloat16 keeps a second copy of each that is used, if memory allows (`kernels/linear.py`).
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any
+
+import psutil
 import torch
 from sglang.srt.layers.quantization.unquant import UnquantizedEmbeddingMethod, UnquantizedLinearMethod
 
-from dspark_sgl.kernels.linear import linear
+from dspark_sgl.kernels.linear import keep_packed, linear, packs
+
+logger = logging.getLogger(__name__)
 
 
 class CpuLinearMethod(UnquantizedLinearMethod):
@@ -27,9 +36,42 @@ def install(model: torch.nn.Module) -> None:
     """Give the unquantized layers of a loaded model the methods above."""
     modules = list(model.modules())
     full_precision_head = any(getattr(m, "use_fp32_lm_head", False) for m in modules)
+    weights = []
     for module in modules:
         method = type(getattr(module, "quant_method", None))
         if method is UnquantizedLinearMethod:
             module.quant_method = CpuLinearMethod()
         elif method is UnquantizedEmbeddingMethod and not full_precision_head:
             module.quant_method = CpuHeadMethod()
+        elif type(module) is not torch.nn.Linear:  # those of a draft, which we multiply with ourselves
+            continue
+        weights.append(module.weight)
+    _pack(model, [weight for weight in weights if packs(weight)])
+
+
+def _pack(model: Any, weights: Sequence[torch.Tensor]) -> None:
+    """Opt these weights in, now and after every later change of them."""
+    size, free = sum(weight.nbytes for weight in weights), psutil.virtual_memory().available
+    if 2 * size > free:
+        logger.warning(
+            "dspark: this CPU does not multiply %s; a copy of the weights would, but takes %.1f of the %.1f GB left: "
+            "steps are slow, --dtype float32 may be faster",
+            *(weights[0].dtype, size / 1e9, free / 1e9),
+        )
+        return
+
+    def changing(load: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(load)
+        def load_and_pack(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return load(*args, **kwargs)
+            finally:
+                for weight in weights:
+                    keep_packed(weight)
+
+        return load_and_pack
+
+    for weight in weights:
+        keep_packed(weight)
+    if weights:
+        model.load_weights = changing(model.load_weights)

@@ -17,10 +17,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .draft_chain import ChainDraw, DraftChain
+from .linear import linear
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Linear:
     bias: Tensor | None
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias)
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class SequentialHead:
     def step(self, previous: Tensor, hidden: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """B_k `[n, Vq]` and the next state, after the tokens `previous` int64 `[n]` at features `hidden` `[n, H]`."""
         latent, state = self.latent(previous, hidden, state)
-        return F.linear(latent, self.w2), state
+        return linear(latent, self.w2), state
 
     def latent(self, previous: Tensor, hidden: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """What W2 is multiplied by, `[n, r]`, and the next state."""

@@ -22,7 +22,7 @@ from sglang.srt.speculative.dflash_utils import can_dflash_slice_qkv_weight
 from torch import Tensor
 
 from dspark_sgl.kernels.draft_chain import ChainDraw
-from dspark_sgl.kernels.linear import linear
+from dspark_sgl.kernels.linear import keep_packed, linear
 from dspark_sgl.kernels.tree_children import TreeDraw
 from dspark_sgl.kernels.tree_draft import Children, TreeShape, grow_tree
 
@@ -182,4 +182,4 @@ def _stacked_kv_weight(attentions: list[Any]) -> Tensor | None:
         if not plain or projection.bias is not None or attention.v_scale is not None:
             return None
         rows.append(projection.weight[attention.q_size : attention.q_size + 2 * attention.kv_size])
-    return torch.cat(rows)
+    return keep_packed(torch.cat(rows))

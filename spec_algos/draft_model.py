@@ -18,7 +18,7 @@ from sglang.srt.speculative.draft_worker_common import build_draft_tp_worker
 from sglang.srt.speculative.spec_utils import draft_pp_context
 from torch import Tensor
 
-from dspark_sgl.kernels.linear import linear
+from dspark_sgl.kernels.linear import keep_packed, linear
 
 from .protocol import DrafterContext
 
@@ -61,7 +61,7 @@ class DraftHead:
 
     def __init__(self, lm_head: Any, *, hot: Tensor | None = None, vocab: Tensor | None = None) -> None:
         self._lm_head = lm_head
-        self._rows = None if hot is None else lm_head.weight[hot].contiguous()
+        self._rows = None if hot is None else keep_packed(lm_head.weight[hot].contiguous())
         self.vocab = vocab if hot is None else hot
 
     @property

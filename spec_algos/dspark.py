@@ -13,6 +13,7 @@ from sglang.srt.speculative.dspark_components.dspark_config import parse_dspark_
 from torch import Tensor
 
 from dspark_sgl.kernels.draft_chain import ChainDraw
+from dspark_sgl.kernels.linear import keep_packed
 from dspark_sgl.kernels.sequential_head import Linear, SequentialHead, confidence, draft_chain
 from dspark_sgl.kernels.tree_draft import MarkovChildren
 
@@ -60,7 +61,7 @@ def _sequential_head(markov: Any, vocab: Tensor | None) -> SequentialHead:
     w2 = markov.markov_w2.weight
     return SequentialHead(
         w1=markov.markov_w1.weight,
-        w2=w2 if vocab is None else w2[vocab].contiguous(),
+        w2=keep_packed(w2 if vocab is None else w2[vocab].contiguous()),
         gate=_linear(markov.gate_proj) if hasattr(markov, "gate_proj") else None,
         joint=_linear(markov.joint_proj) if hasattr(markov, "joint_proj") else None,
     )
