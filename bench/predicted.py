@@ -5,8 +5,9 @@
 One server; its policy file is rewritten between arms. What the simulator is told: the profile the server took at its
 start, by which its scheduler decides; how far real steps lie from it, measured anew in every pass on other prompts,
 since a machine's speed moves; the line of a prefill over its tokens; how soon a client asks again; and, as of any
-workload, how its drafts fare by position, counted once with the whole block offered. Arms take turns; a point is the
-median ratio of its passes. Exits 1 when one is off by more than 10 %.
+workload, how the drafts of each prompt fare by position, counted once with the whole block offered: some prompts take
+twice the rounds of others, and the last to finish run alone. Arms take turns; a point is the median ratio of its
+passes. Exits 1 when one is off by more than 10 %.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from tqdm import tqdm
 from dspark_sgl.policies.cost import CostModel, CostPoint
 from dspark_sgl.policies.reader import parse_policy
 from dspark_sgl.policies.simulator import Machine, simulate
-from dspark_sgl.policies.workload import closed_loop
+from dspark_sgl.policies.workload import Floats, Ints, Workload
 from dspark_sgl.scrape import Scrape
 from dspark_sgl.server import Server
 from dspark_sgl.target import make_target
@@ -68,14 +69,14 @@ def policy_text(schedule: str) -> str:
     return f"version: 1\nname: arm\nschedule: {schedule}\ncost: {{refine: off}}\n"
 
 
-def ask(server: Server, prompts: Sequence[str], users: int, tokens: int) -> tuple[float, float]:
-    """Seconds until everybody is answered, and prompt tokens that the radix cache did not have, mean."""
+def ask(server: Server, prompts: Sequence[str], users: int, tokens: int) -> tuple[float, Ints]:
+    """Seconds until everybody is answered, and each prompt's tokens that the radix cache did not have."""
     start = time.perf_counter()
     with ThreadPoolExecutor(users) as pool:
         ways = {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True}
         answers = list(pool.map(lambda prompt: server.generate(prompt, **ways), prompts))
     seconds = time.perf_counter() - start
-    return seconds, float(np.mean([a.meta["prompt_tokens"] - a.meta["cached_tokens"] for a in answers]))
+    return seconds, np.array([a.meta["prompt_tokens"] - a.meta["cached_tokens"] for a in answers])
 
 
 def step_seconds(server: Server, kind: str) -> np.ndarray:
@@ -124,14 +125,26 @@ def turnaround(server: Server, prompts: Sequence[str]) -> float:
     return max(0.0, float(np.median(found)))
 
 
-def acceptance(server: Server, file: Path, prompts: Sequence[str], users: int, tokens: int, block: int) -> list[float]:
-    """Share of drafts accepted by position, where those before were, when the whole block is offered."""
+def acceptance(server: Server, file: Path, prompts: Sequence[str], tokens: int, block: int) -> Floats:
+    """float64 `[R, block]`: the chance that drafts 1..k of a prompt all survive, when the whole block is offered. What
+    one prompt shows of a late position is little: the share among all prompts counts as one more round of it."""
     server.edit_policy(file, policy_text(FULL))
-    before = Counter(server.report()["accepted_histogram"])
-    ask(server, prompts, users, tokens)
-    lengths = {int(length): n for length, n in (Counter(server.report()["accepted_histogram"]) - before).items()}
-    reached = [sum(n for length, n in lengths.items() if length > k) for k in range(block + 1)]
-    return [reached[k + 1] / reached[k] if reached[k] else 0.0 for k in range(block)]
+    reached = np.zeros((len(prompts), block + 1))
+    for row, prompt in zip(reached, tqdm(prompts, desc="acceptance by prompt"), strict=True):
+        before = Counter(server.report()["accepted_histogram"])
+        ask(server, [prompt], 1, tokens)
+        for length, rounds in (Counter(server.report()["accepted_histogram"]) - before).items():
+            row[: int(length)] += rounds
+    everybody = reached.sum(0)
+    share = everybody[1:] / np.maximum(everybody[:-1], 1)
+    return np.cumprod((reached[:, 1:] + share) / (reached[:, :-1] + 1), axis=1)
+
+
+def workload(fresh: Ints, tokens: int, survival: Floats, users: int, pause: float) -> Workload:
+    """So many users who take the next prompt as soon as they are answered; each prompt is a kind of its own."""
+    n = len(fresh)
+    lengths = np.full(n, tokens, np.int64)
+    return Workload(np.zeros(n), fresh, lengths, np.arange(n), survival[:n], users, pause)
 
 
 def profile_in(cache: Path) -> CostModel:
@@ -179,12 +192,11 @@ def main() -> int:
         ask(server, others[:2], 2, 16)  # warm
         base, per_token = prefill_line(server, others[-24:])
         pause = turnaround(server, others[-36:-24])
-        shares = {users: acceptance(server, file, loads[users], users, options.tokens, block) for users in loads}
+        survival = acceptance(server, file, max(loads.values(), key=len), options.tokens, block)
         print(
             f"prefill {1e3 * base:.1f} ms + {1e6 * per_token:.0f} us a token; a user asks again after "
-            f"{1e3 * pause:.1f} ms; accepted by position:"
+            f"{1e3 * pause:.1f} ms; survival by position {survival.mean(0).round(2)}"
         )
-        print("\n".join(f"{users:4} users {[round(a, 2) for a in found]}" for users, found in shares.items()))
         for _ in tqdm(range(options.passes), desc="passes"):
             ratios = drift(server, file, others, block)
             profile = profile_in(folder)
@@ -196,8 +208,7 @@ def main() -> int:
                 for users, chosen in loads.items():
                     server.flush()
                     seconds, fresh = ask(server, chosen, users, options.tokens)
-                    asked = (users, len(chosen), round(fresh), options.tokens, shares[users])
-                    work = closed_loop(*asked, spread=0, pause=pause)
+                    work = workload(fresh, options.tokens, survival, users, pause)
                     speeds = [simulate(policy, work, machine, seed).output_tps for seed in range(5)]
                     points[name, users].append(Point(float(np.median(speeds)), len(chosen) * options.tokens / seconds))
     print("policy        users   predicted    measured    ratio (all passes)")
@@ -210,7 +221,7 @@ def main() -> int:
             {"policy": name, "users": users, "ratio": middle(found), "passes": [asdict(p) for p in found]}
             for (name, users), found in points.items()
         ]
-        options.json.write_text(json.dumps({"acceptance": shares, "points": entries}, indent=1))
+        options.json.write_text(json.dumps({"survival": survival.tolist(), "points": entries}, indent=1))
     return int(any(not 0.9 <= middle(found) <= 1.1 for found in points.values()))
 
 
