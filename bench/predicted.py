@@ -3,11 +3,14 @@
     python -m bench.predicted [--concurrency 1,4,8,16] [--per-user 3] [--tokens 64] [--passes 3] [--json OUT]
 
 One server; its policy file is rewritten between arms. What the simulator is told: the profile the server took at its
-start, by which its scheduler decides; how far real steps lie from it, measured anew in every pass on other prompts,
-since a machine's speed moves; the line of a prefill over its tokens; how soon a client asks again; and, as of any
-workload, how the drafts of each prompt fare by position, counted once with the whole block offered: some prompts take
-twice the rounds of others, and the last to finish run alone. Arms take turns; a point is the median ratio of its
-passes. Exits 1 when one is off by more than 10 %.
+start, by which its scheduler decides; the line of a lone prefill over its tokens; how soon a client asks again; and, as
+of any workload, how the drafts of each prompt fare by position, counted once: some prompts
+take twice the rounds of others, and the last to finish run alone.
+
+A shared machine's speed moves by half within minutes. So plain steps, rounds and prefills are each priced at the pace
+the machine had in that very run: observed over expected seconds, one number a kind, as a server refines its own cost.
+What is put to the test is the rest: how many steps of which size there are, who waits for whom, and what they decide.
+Arms take turns; a point is the median ratio of its passes. Exits 1 when one is off by more than 10 %.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from dspark_sgl.policies.cost import CostModel, CostPoint
+from dspark_sgl.policies.cost import CostModel
 from dspark_sgl.policies.reader import parse_policy
 from dspark_sgl.policies.simulator import Machine, simulate
 from dspark_sgl.policies.workload import Floats, Ints, Workload
@@ -41,10 +44,7 @@ SCHEDULES = {
     "throughput": "{kind: throughput}",
 }
 FULL = "{kind: fixed, depth: 64}"
-LEARN_AT = (1, 4, 8, 16)
-"""Users at once, when the profile is compared with real steps."""
-Ratios = dict[int, list[float]]
-"""Observed over predicted seconds at each of these loads, by rows of a request: 1 is a plain step."""
+KINDS = ("plain", "round")
 SPECULATE = ("--speculative-algorithm", "DSPARK_SGL", "--dspark-policy")
 
 
@@ -79,65 +79,78 @@ def ask(server: Server, prompts: Sequence[str], users: int, tokens: int) -> tupl
     return seconds, np.array([a.meta["prompt_tokens"] - a.meta["cached_tokens"] for a in answers])
 
 
-def step_seconds(server: Server, kind: str) -> np.ndarray:
-    """Predicted and observed seconds of steps of this kind so far."""
-    now = Scrape.of(server.get("/metrics"), time.monotonic())
-    names = (f"dspark_step_seconds_{which}_total" for which in ("predicted", "observed"))
-    return np.array([now.total(name, kind=kind) or 0.0 for name in names])
+@dataclass(frozen=True)
+class Prefill:
+    """Seconds of a prefill and of each of its tokens; `pause`, from an answer to the scheduler's sight of the next
+    question, is nobody's step."""
+
+    base: float
+    per_token: float
+    pause: float
 
 
-def drift(server: Server, file: Path, prompts: Sequence[str], block: int) -> Ratios:
-    """How far real steps lie from the profile now."""
-    ratios: Ratios = {}
-    for depth in (0, 1, 3, block):
-        server.edit_policy(file, policy_text(f"{{kind: fixed, depth: {depth}}}"))
-        kind = "round" if depth else "plain"
-        for users in LEARN_AT:
-            before = step_seconds(server, kind)
-            ask(server, prompts[: max(2, users)], users, 48)
-            predicted, observed = step_seconds(server, kind) - before
-            ratios.setdefault(1 + depth, []).append(float(observed / predicted))
-    return ratios
-
-
-def prefill_line(server: Server, prompts: Sequence[str]) -> tuple[float, float]:
-    """Seconds of a prefill, and of each of its tokens: a line through single requests of several lengths. One through
-    prefills of many requests says too little of the small ones."""
+def lone_prefill(server: Server, prompts: Sequence[str]) -> Prefill:
+    """A line through single requests of several lengths, as the scheduler sees them."""
     points = []
     for prompt in prompts:
-        start = time.perf_counter()
+        before, start = server.report()["seconds"]["prefill"], time.perf_counter()
         answer = server.generate(prompt, temperature=0, max_new_tokens=1)
-        fresh = answer.meta["prompt_tokens"] - answer.meta["cached_tokens"]
-        points.append((fresh, time.perf_counter() - start))
-    slope, base = np.polyfit(*zip(*points, strict=True), 1)
-    return max(0.0, float(base)), max(0.0, float(slope))
+        whole = time.perf_counter() - start
+        inside = server.report()["seconds"]["prefill"] - before
+        points.append((answer.meta["prompt_tokens"] - answer.meta["cached_tokens"], inside, whole - inside))
+    fresh, inside, outside = np.array(points).T
+    slope, base = np.polyfit(fresh, inside, 1)
+    return Prefill(max(0.0, float(base)), max(0.0, float(slope)), float(np.median(outside)))
 
 
-def turnaround(server: Server, prompts: Sequence[str]) -> float:
-    """Seconds from the end of an answer to the scheduler's sight of the next question: what of a request's time is
-    nobody's step, median."""
-    found = []
-    for prompt in prompts:
-        before = server.report()["seconds"]["prefill"]
-        start = time.perf_counter()
-        server.generate(prompt, temperature=0, max_new_tokens=1)
-        found.append(time.perf_counter() - start - (server.report()["seconds"]["prefill"] - before))
-    return max(0.0, float(np.median(found)))
+@dataclass(frozen=True)
+class Spent:
+    """Totals of a server. steps: float64 `[2, 2]`, seconds of each kind, expected and observed"""
+
+    steps: Floats
+    prefills: int
+    prefill_seconds: float
+
+    @classmethod
+    def of(cls, server: Server) -> Spent:
+        now, report = Scrape.of(server.get("/metrics"), time.monotonic()), server.report()
+        steps = [
+            [now.total(f"dspark_step_seconds_{which}_total", kind=kind) or 0.0 for which in ("predicted", "observed")]
+            for kind in KINDS
+        ]
+        return cls(np.array(steps), report["counts"].get("prefill", 0), report["seconds"].get("prefill", 0.0))
+
+    def __sub__(self, before: Spent) -> Spent:
+        seconds = self.prefill_seconds - before.prefill_seconds
+        return Spent(self.steps - before.steps, self.prefills - before.prefills, seconds)
+
+    @property
+    def pace(self) -> dict[str, float]:
+        """Observed over expected seconds of a step; of a kind that did not occur, as of the other."""
+        known = {kind: row[1] / row[0] for kind, row in zip(KINDS, self.steps, strict=True) if row[0] > 0}
+        return {kind: float(known.get(kind, next(iter(known.values())))) for kind in KINDS}
 
 
-def acceptance(server: Server, file: Path, prompts: Sequence[str], tokens: int, block: int) -> Floats:
-    """float64 `[R, block]`: the chance that drafts 1..k of a prompt all survive, when the whole block is offered. What
-    one prompt shows of a late position is little: the share among all prompts counts as one more round of it."""
-    server.edit_policy(file, policy_text(FULL))
-    reached = np.zeros((len(prompts), block + 1))
-    for row, prompt in zip(reached, tqdm(prompts, desc="acceptance by prompt"), strict=True):
-        before = Counter(server.report()["accepted_histogram"])
-        ask(server, [prompt], 1, tokens)
-        for length, rounds in (Counter(server.report()["accepted_histogram"]) - before).items():
-            row[: int(length)] += rounds
-    everybody = reached.sum(0)
-    share = everybody[1:] / np.maximum(everybody[:-1], 1)
-    return np.cumprod((reached[:, 1:] + share) / (reached[:, :-1] + 1), axis=1)
+def acceptance(server: Server, file: Path, prompts: Sequence[str], tokens: int, depths: Sequence[int]) -> Floats:
+    """float64 `[R, D]`: the chance that drafts 1..k of a prompt all survive. A position is counted with as many drafts
+    offered as the first of `depths` that reaches it: a round cut short leaves easy text to the next one's first drafts.
+
+    What one prompt shows of a position is little: the share among all prompts counts as one more round of it.
+    """
+    chances = np.zeros((len(prompts), 0))
+    for depth in depths:
+        server.edit_policy(file, policy_text(f"{{kind: fixed, depth: {depth}}}"))
+        reached = np.zeros((len(prompts), depth + 1))
+        for row, prompt in zip(reached, tqdm(prompts, desc=f"acceptance of {depth} drafts"), strict=True):
+            before = Counter(server.report()["accepted_histogram"])
+            ask(server, [prompt], 1, tokens)
+            for length, rounds in (Counter(server.report()["accepted_histogram"]) - before).items():
+                row[: int(length)] += rounds
+        everybody = reached.sum(0)
+        share = everybody[1:] / np.maximum(everybody[:-1], 1)
+        known = (reached[:, 1:] + share) / (reached[:, :-1] + 1)
+        chances = np.concatenate([chances, known[:, chances.shape[1] :]], axis=1)
+    return np.cumprod(chances, axis=1)
 
 
 def workload(fresh: Ints, tokens: int, survival: Floats, users: int, pause: float) -> Workload:
@@ -155,19 +168,14 @@ def profile_in(cache: Path) -> CostModel:
     return cost
 
 
-def scaled(cost: CostModel, ratios: Ratios) -> CostModel:
-    """The profile, with steps as long as they are now: the engine works for each request, clients share the cores here,
-    and one measurement of each point at the start has its own error. What a round's draft takes stays as it was."""
-    drafts = {(p.requests, p.context): p.seconds for p in cost.points if p.kind == "draft"}
-
-    def now(point: CostPoint) -> CostPoint:
-        if point.kind == "draft":
-            return point
-        ratio = float(np.interp(np.log2(point.requests), np.log2(LEARN_AT), ratios[point.rows // point.requests]))
-        draft = drafts[point.requests, point.context] if point.kind == "verify" else 0.0
-        return replace(point, seconds=ratio * (draft + point.seconds) - draft)
-
-    return CostModel.from_points([now(point) for point in cost.points])
+def machine(profile: CostModel, block: int, lone: Prefill, spent: Spent, fresh: Ints) -> Machine:
+    """The machine at the pace of a run, whose scheduler goes by the profile all the same."""
+    pace = spent.pace
+    points = [replace(p, seconds=p.seconds * pace["plain" if p.kind == "plain" else "round"]) for p in profile.points]
+    expected = spent.prefills * lone.base + float(fresh.sum()) * lone.per_token
+    slower = spent.prefill_seconds / expected
+    prices = slower * lone.base, slower * lone.per_token
+    return Machine(CostModel.from_points(points), block, *prices, 131_072, 256, believed=profile)
 
 
 def main() -> int:
@@ -190,26 +198,24 @@ def main() -> int:
     with Server(arguments, {"XDG_CACHE_HOME": str(folder)}) as server:
         block = int(server.get("/server_info")["speculative_num_steps"])
         ask(server, others[:2], 2, 16)  # warm
-        base, per_token = prefill_line(server, others[-24:])
-        pause = turnaround(server, others[-36:-24])
-        survival = acceptance(server, file, max(loads.values(), key=len), options.tokens, block)
+        lone = lone_prefill(server, others[-24:])
+        survival = acceptance(server, file, max(loads.values(), key=len), options.tokens, (3, block))
         print(
-            f"prefill {1e3 * base:.1f} ms + {1e6 * per_token:.0f} us a token; a user asks again after "
-            f"{1e3 * pause:.1f} ms; survival by position {survival.mean(0).round(2)}"
+            f"prefill {1e3 * lone.base:.1f} ms + {1e6 * lone.per_token:.0f} us a token; a user asks again after "
+            f"{1e3 * lone.pause:.1f} ms; survival by position {survival.mean(0).round(2)}"
         )
+        profile = profile_in(folder)
         for _ in tqdm(range(options.passes), desc="passes"):
-            ratios = drift(server, file, others, block)
-            profile = profile_in(folder)
-            # The server's scheduler goes by its profile, and steps take what they take.
-            machine = Machine(scaled(profile, ratios), block, base, per_token, 131_072, 256, believed=profile)
             for name, schedule in SCHEDULES.items():
                 server.edit_policy(file, policy_text(schedule))
                 policy = parse_policy(file.read_text())
                 for users, chosen in loads.items():
                     server.flush()
+                    before = Spent.of(server)
                     seconds, fresh = ask(server, chosen, users, options.tokens)
-                    work = workload(fresh, options.tokens, survival, users, pause)
-                    speeds = [simulate(policy, work, machine, seed).output_tps for seed in range(5)]
+                    then = machine(profile, block, lone, Spent.of(server) - before, fresh)
+                    work = workload(fresh, options.tokens, survival, users, lone.pause)
+                    speeds = [simulate(policy, work, then, seed).output_tps for seed in range(5)]
                     points[name, users].append(Point(float(np.median(speeds)), len(chosen) * options.tokens / seconds))
     print("policy        users   predicted    measured    ratio (all passes)")
     for (name, users), found in points.items():

@@ -108,7 +108,16 @@ def _device(torch: Any, on_gpu: bool) -> Finding:
     if os.environ.get("SGLANG_USE_CPU_ENGINE", "0").lower() in ("1", "true"):
         detail = "no GPU, and SGLANG_USE_CPU_ENGINE asks for kernels that SGLang's wheel lacks"
         return Finding("device", "broken", detail, "unset SGLANG_USE_CPU_ENGINE", fatal=True)
-    return Finding("device", "ok", f"CPU, {os.cpu_count()} cores ({platform.machine()}); no GPU")
+    detail = f"CPU, {os.cpu_count()} cores ({platform.machine()}); no GPU"
+    return Finding("device", "ok", f"{detail}; bfloat16 {_half_products()}" if torch else detail)
+
+
+def _half_products() -> str:
+    from dspark_sgl.kernels.linear import BLOCKED_BFLOAT16, PACKS
+
+    if BLOCKED_BFLOAT16:
+        return "in hardware"
+    return "by packed copies of the weights" if PACKS else "is slow here: serve with --dtype float32"
 
 
 def _nvml(on_gpu: bool) -> Finding:
