@@ -21,12 +21,11 @@ from .language import DEFAULT_TIER, Policy, Schedule
 from .rules import Active, RuleBook
 from .scheduler import make_scheduler
 from .signals import RequestSignals, Snapshot
+from .timeline import Timeline
 from .workload import Floats, Ints, Workload
 
 Bools = NDArray[np.bool_]
 
-STRETCHES = 100
-"""A timeline has at least so many entries and at most twice as many: a picture needs no more."""
 CONTEXT_LEVEL = math.log(1.02)
 """A decision holds while the context grows by so little: what a step takes is not known better."""
 MOST_KNOWN = 100_000
@@ -115,7 +114,7 @@ class _Run:
         self._free = deque([0.0] * (workload.users or 0))  # when each user who waits for nothing asks again; rising
         self._totals = np.zeros(6)  # decode steps, plain steps, nodes, requests, speculating requests, their tokens
         self._pace = {"step.ms": 0.0, "tps.total": 0.0, "tps.user": 0.0, "batch.tokens": 0.0}
-        self._timeline = _Timeline()
+        self._timeline = Timeline()
 
     def result(self) -> Result:
         work = self._work
@@ -285,32 +284,3 @@ class _Run:
 def _signals(request: list[int]) -> RequestSignals:
     _, context, left, rounds, gained = request
     return RequestSignals(DEFAULT_TIER, context, left, gained / rounds if rounds else math.nan, 1.0)
-
-
-class _Timeline:
-    """Depth, batch and speed over time: stretches of equal steps, halved in number whenever there are too many."""
-
-    def __init__(self) -> None:
-        self._rows: list[list[float]] = []
-        self._every, self._open = 1, [0.0, 0.0, 0.0, 0.0, 0]
-
-    def add(self, seconds: float, nodes: int, requests: int, tokens: int) -> None:
-        now = self._open
-        now[0] += seconds
-        now[1] += nodes
-        now[2] += requests
-        now[3] += tokens
-        now[4] += 1
-        if now[4] >= self._every:
-            self._rows.append(now)
-            self._open = [0.0, 0.0, 0.0, 0.0, 0]
-            if len(self._rows) >= 2 * STRETCHES:
-                pairs = zip(self._rows[::2], self._rows[1::2], strict=False)
-                self._rows = [[x + y for x, y in zip(a, b, strict=True)] for a, b in pairs]
-                self._every *= 2
-
-    def rows(self) -> Floats:
-        """float64 `[T, 4]`: end in seconds of decoding, depth, requests running, output tokens per second."""
-        whole = np.array([*self._rows, *([self._open] if self._open[4] else [])], dtype=np.float64).reshape(-1, 5)
-        seconds, nodes, requests, tokens, steps = whole.T
-        return np.stack([seconds.cumsum(), nodes / requests, requests / steps, tokens / seconds], axis=1)
