@@ -4,8 +4,8 @@
 
 One server; its policy file is rewritten between arms. What the simulator is told: the profile the server took at its
 start, by which its scheduler decides; the line of a lone prefill over its tokens; how soon a client asks again; and, as
-of any workload, how the drafts of each prompt fare by position, counted once: some prompts
-take twice the rounds of others, and the last to finish run alone.
+of any workload, how the drafts of each prompt fare by position, counted once: some prompts take twice the rounds of
+others, and the last to finish run alone.
 
 A shared machine's speed moves by half within minutes. So plain steps, rounds and prefills are each priced at the pace
 the machine had in that very run: observed over expected seconds, one number a kind, as a server refines its own cost.
