@@ -7,7 +7,7 @@ bfloat16 keeps a second copy of each that is used, if memory allows (`kernels/li
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import wraps
 from typing import Any
 
@@ -51,6 +51,8 @@ def install(model: torch.nn.Module) -> None:
 
 def _pack(model: Any, weights: Sequence[torch.Tensor]) -> None:
     """Opt these weights in, now and after every later change of them."""
+    if not weights:
+        return
     size, free = sum(weight.nbytes for weight in weights), psutil.virtual_memory().available
     if 2 * size > free:
         logger.warning(
@@ -59,19 +61,16 @@ def _pack(model: Any, weights: Sequence[torch.Tensor]) -> None:
             *(weights[0].dtype, size / 1e9, free / 1e9),
         )
         return
+    load = model.load_weights
 
-    def changing(load: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(load)
-        def load_and_pack(*args: Any, **kwargs: Any) -> Any:
-            try:
-                return load(*args, **kwargs)
-            finally:
-                for weight in weights:
-                    keep_packed(weight)
-
-        return load_and_pack
+    @wraps(load)
+    def load_and_pack(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return load(*args, **kwargs)
+        finally:
+            for weight in weights:
+                keep_packed(weight)
 
     for weight in weights:
         keep_packed(weight)
-    if weights:
-        model.load_weights = changing(model.load_weights)
+    model.load_weights = load_and_pack

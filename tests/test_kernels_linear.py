@@ -29,7 +29,7 @@ def test_more_dimensions_than_two() -> None:
     torch.testing.assert_close(linear(x, weight), x @ weight.T)
 
 
-@pytest.mark.skipif(not torch.backends.quantized.supported_engines.count("fbgemm"), reason="FBGEMM is of x86")
+@pytest.mark.skipif("fbgemm" not in torch.backends.quantized.supported_engines, reason="FBGEMM is of x86")
 @pytest.mark.parametrize("rows", [1, 2, 6, 64, 300])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("biased", [False, True])
