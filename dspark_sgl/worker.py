@@ -14,7 +14,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from sglang.srt.layers.logprob_processor import compute_spec_logprobs
 from sglang.srt.managers.scheduler import GenerationBatchResult
 from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardMode
 from sglang.srt.runtime_context import get_spec
@@ -32,6 +31,7 @@ from .commits import path_commit, prefill_commit, step_commit
 from .constraints import GrammarRows, constrain
 from .decode_state import DecodeState
 from .governor import Governor
+from .outcome import attach_logprobs, step_result
 from .plan import Plan
 from .ranks import agree
 from .request_view import RequestBook, RequestHistory
@@ -130,7 +130,7 @@ class SpecWorker(BaseSpecWorker):
 
     def _idle(self) -> GenerationBatchResult:
         nothing = torch.empty(0, dtype=torch.int64, device=self.device)
-        return self._result(None, nothing, nothing, DecodeState(nothing, nothing), stride=1)
+        return step_result(None, nothing, nothing, DecodeState(nothing, nothing), stride=1)
 
     def _prefill(self, batch: Any) -> GenerationBatchResult:
         """A prefill chunk: the target's own step, then the drafter learns the tokens."""
@@ -181,7 +181,7 @@ class SpecWorker(BaseSpecWorker):
         if batch.return_logprob and output.next_token_logprobs is not None:
             # Speculative results carry a row of tokens per request; here it is one token long.
             output.next_token_logprobs = output.next_token_logprobs.view(-1, 1)
-        return self._result(
+        return step_result(
             output,
             anchors,
             torch.ones_like(anchors),
@@ -210,9 +210,9 @@ class SpecWorker(BaseSpecWorker):
             emitted, lengths = accepted.emitted(layout), accepted.lengths.tolist()
             self._commit(batch, output, layout, accepted, emitted, lengths, slots, rows)
             if batch.return_logprob:
-                _logprobs(batch, output, layout, accepted, emitted)
+                attach_logprobs(batch, output, layout, accepted, emitted)
         self._learn(batch.reqs, layout, accepted, lengths)
-        return self._result(
+        return step_result(
             output,
             emitted.flatten(),
             accepted.lengths,
@@ -308,35 +308,6 @@ class SpecWorker(BaseSpecWorker):
         output.hidden_states = output.hidden_states_token_indices = None
         return hidden
 
-    def _result(
-        self,
-        output: Any,
-        tokens: Tensor,
-        lengths: Tensor,
-        state: DecodeState,
-        *,
-        stride: int,
-        can_run_cuda_graph: bool = False,
-    ) -> GenerationBatchResult:
-        return GenerationBatchResult(
-            logits_output=output,
-            next_token_ids=tokens,
-            accept_lens=lengths.to(torch.int32),
-            can_run_cuda_graph=can_run_cuda_graph,
-            next_draft_input=state,
-            speculative_num_draft_tokens=stride,
-            new_seq_lens=state.lens,
-        )
-
 
 def _agreed(accepted: Acceptance) -> Acceptance:
     return Acceptance(agree(accepted.path), agree(accepted.lengths), agree(accepted.bonus))
-
-
-def _logprobs(batch: Any, output: Any, layout: TreeLayout, accepted: Acceptance, emitted: Tensor) -> None:
-    """Log-probabilities of the emitted tokens, each from the row it was emitted after."""
-    row = layout.qo_indptr[:-1, None] + accepted.path.clamp(min=0)
-    after = torch.zeros(sum(layout.widths), dtype=torch.int64, device=row.device)
-    on_path = accepted.path != NO_ROW
-    after[row[on_path]] = emitted[on_path]
-    compute_spec_logprobs(batch, output, after, accept_index=row)

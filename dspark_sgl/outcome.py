@@ -1,0 +1,43 @@
+"""What a step hands back to SGLang's scheduler: its tokens, the state it leaves, log-probabilities. Runs no model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from sglang.srt.layers.logprob_processor import compute_spec_logprobs
+from sglang.srt.managers.scheduler import GenerationBatchResult
+from torch import Tensor
+
+from dspark_sgl.kernels.layout import TreeLayout
+from dspark_sgl.kernels.walk import NO_ROW, Acceptance
+
+from .decode_state import DecodeState
+
+
+def step_result(
+    output: Any, tokens: Tensor, lengths: Tensor, state: DecodeState, *, stride: int, can_run_cuda_graph: bool = False
+) -> GenerationBatchResult:
+    """A decode step's, of `bs` requests.
+
+    output: the target's logits output; tokens: int64 `[bs * stride]`, of which the first `lengths[i]` of each stride
+    count; lengths: int64 `[bs]`; state: what the next step starts from
+    """
+    return GenerationBatchResult(
+        logits_output=output,
+        next_token_ids=tokens,
+        accept_lens=lengths.to(torch.int32),
+        can_run_cuda_graph=can_run_cuda_graph,
+        next_draft_input=state,
+        speculative_num_draft_tokens=stride,
+        new_seq_lens=state.lens,
+    )
+
+
+def attach_logprobs(batch: Any, output: Any, layout: TreeLayout, accepted: Acceptance, emitted: Tensor) -> None:
+    """Log-probabilities of the emitted tokens, int64 `[bs, P]`, each from the row it was emitted after."""
+    row = layout.qo_indptr[:-1, None] + accepted.path.clamp(min=0)
+    after = torch.zeros(sum(layout.widths), dtype=torch.int64, device=row.device)
+    on_path = accepted.path != NO_ROW
+    after[row[on_path]] = emitted[on_path]
+    compute_spec_logprobs(batch, output, after, accept_index=row)
