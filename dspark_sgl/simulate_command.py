@@ -7,7 +7,7 @@ neither torch nor SGLang; the picture needs matplotlib.
 import argparse
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output-tokens", type=int, default=200, metavar="N", help="mean (default: %(default)s)")
     parser.add_argument(
         "--acceptance", default="0.8", metavar="A,..", help="of each draft, given the one before; the last repeats"
+    )
+    parser.add_argument(
+        "--side",
+        type=float,
+        default=0.2,
+        metavar="A",
+        help="of each further child in trees, given that those before it fail (default: %(default)s)",
     )
     parser.add_argument("--block", type=int, default=7, metavar="N", help="the drafter's depth (default: %(default)s)")
     parser.add_argument("--cost", type=Path, metavar="FILE.json", help="a profile that a server has saved")
@@ -99,18 +106,20 @@ def _machine(options: argparse.Namespace) -> "tuple[Machine, str]":
 def _loads(options: argparse.Namespace) -> "Iterator[tuple[str, Workload]]":
     from .policies.workload import closed_loop, load_trace, open_loop
 
+    if not 0 <= options.side <= 1:
+        raise PolicyError("--side", 0, 0, f"must be from 0 to 1, not {options.side:g}")
     if options.trace is not None:
-        yield options.trace.stem, load_trace(options.trace)
+        yield options.trace.stem, replace(load_trace(options.trace), side=options.side)
         return
     given = _numbers("--acceptance", options.acceptance, 0, 1)
     acceptance = [*given, *[given[-1]] * options.block][: options.block]
     shape = (options.requests, options.prompt_tokens, options.output_tokens, acceptance, options.seed)
     if options.rate is not None:
         for rate in _numbers("--rate", options.rate, 1e-6, 1e6):
-            yield f"{rate:g}/s", open_loop(rate, *shape)
+            yield f"{rate:g}/s", replace(open_loop(rate, *shape), side=options.side)
         return
     for users in _numbers("--users", options.users, 1, 1e6):
-        yield f"{users:g} users", closed_loop(int(users), *shape)
+        yield f"{users:g} users", replace(closed_loop(int(users), *shape), side=options.side)
 
 
 def _numbers(option: str, text: str, low: float, high: float) -> list[float]:

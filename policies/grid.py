@@ -5,15 +5,20 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from .batch import Batch, Floats, Ints, Scheduler, nodes_depth
 from .cost import CostModel
+from .expected_tree import expected_trees
 from .explain import Load
 from .language import Policy
-from .reference import reference_survival
+from .reference import REFERENCE_SIDE, reference_survival
 from .rules import RuleBook
-from .scheduler import Batch, make_scheduler
+from .scheduler import make_scheduler
+from .shape import ShapeChooser, most_nodes
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 CONTEXTS = (1000, 8000, 64000)
+SETTLING = 20
+"""Rounds until `shape: auto` follows what the schedule buys."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ def depth_grid(policy: Policy, load: Load, block: int, cost: CostModel) -> Itera
 
 
 def depth_at(policy: Policy, load: Load, block: int, cost: CostModel) -> GridPoint:
-    """The depth of the first round at one load, from a scheduler that has seen nothing yet."""
+    """The first round at one load of a scheduler that has seen nothing; with `shape: auto`, the one it settles at."""
     book, snapshot = RuleBook(policy, block), load.snapshot
     active = book.batch(snapshot)
     limits = book.request(active, snapshot, load.request(str(load["request.tier"])))
@@ -49,11 +54,27 @@ def depth_at(policy: Policy, load: Load, block: int, cost: CostModel) -> GridPoi
         signals=snapshot.values,
     )
     scheduler = make_scheduler(active.schedule, cost, policy.cost.margin, "early_stop")
-    survival = reference_survival(size, block)
-    drafted = scheduler.draft_depths(batch, survival)
-    depth = 0.0
-    if drafted.any():
-        offered = np.where(np.arange(block) < drafted[:, None], survival, 0.0)
-        depth = float(scheduler.select(batch, offered).sum() / size)
+    chain = reference_survival(size, block)
+    room = most_nodes(policy)
+    grown, level = expected_trees(chain, REFERENCE_SIDE, room, active.shape.branch)
+    chooser, drafts = ShapeChooser(block, room), 0.0
+    for _ in range(SETTLING if active.shape.kind == "auto" else 1):
+        tree = chooser.settle(active.shape)
+        if tree is None:
+            drafts = _drafts(scheduler, batch, chain, None)
+        else:
+            drafts = _drafts(scheduler, batch, grown[:, : tree.max_nodes], level[:, : tree.max_nodes])
+        if drafts == 0:
+            break
+        chooser.learn(drafts)
     line = None if active.rule is None else policy.rules[active.rule].line
-    return GridPoint(size, context, depth, line)
+    return GridPoint(size, context, drafts, line)
+
+
+def _drafts(scheduler: Scheduler, batch: Batch, survival: Floats, depth: Ints | None) -> float:
+    """Drafts that one round verifies of each request, on average. depth: of a tree's nodes, None for chains"""
+    drafted = scheduler.draft_depths(batch, survival, None if depth is None else np.ones_like(depth))
+    if not drafted.any():
+        return 0.0
+    kept = scheduler.select(batch, survival, depth) & (nodes_depth(survival, depth) <= drafted[:, None])
+    return float(kept.sum() / batch.size)

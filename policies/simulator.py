@@ -4,7 +4,8 @@ Discrete events, one per engine step: a prefill of whatever was admitted, or a d
 by the real rule book and the real scheduler. What is simulated is the machine (`CostModel`, `Machine`) and luck: each
 request's drafts are accepted by its own chances, drawn from a seed. The same seed gives the same run.
 
-Assumes calibrated confidence: a scheduler is told the true chances, not each draft's own. Never imports an engine.
+Assumes calibrated confidence: a scheduler is told the true chances, not each draft's own; a tree is the one expected of
+such chances, at a chain's price of drafting. Never imports an engine.
 """
 
 import math
@@ -17,9 +18,11 @@ from numpy.typing import NDArray
 
 from .batch import Batch, Scheduler
 from .cost import CostModel
-from .language import DEFAULT_TIER, Policy, Schedule
+from .expected_tree import expected_trees, path_chances
+from .language import DEFAULT_TIER, Policy, Schedule, Shape
 from .rules import Active, RuleBook
 from .scheduler import make_scheduler
+from .shape import ShapeChooser, most_nodes
 from .signals import RequestSignals, Snapshot
 from .timeline import Timeline
 from .workload import Floats, Ints, Workload
@@ -81,7 +84,7 @@ def simulate(policy: Policy, workload: Workload, machine: Machine, seed: int = 0
 class _Decision:
     """One way to run a step; that of a round is kept while nothing that it depends on has changed.
 
-    chances: float64 `[n, D]`, survival of the drafts verified and 0 behind them, or None for a plain step
+    chances: float64 `[n, D]`, that paths of 1, 2, .. verified drafts are accepted, or None for a plain step
     """
 
     chances: Floats | None
@@ -105,6 +108,10 @@ class _Run:
         self._dice = np.random.default_rng([seed, 2])
         self._luck, self._used = np.empty(0), 0
         self._survival = np.ascontiguousarray(workload.survival[:, : machine.block])
+        self._room = most_nodes(policy)
+        self._shape = ShapeChooser(machine.block, self._room)
+        chain = np.broadcast_to(np.arange(1, self._survival.shape[1] + 1), self._survival.shape)
+        self._drafts: dict[int, tuple[Floats, Ints]] = {0: (self._survival, chain)}  # by most children; 0 for chains
         self._batch = np.empty((5, 0), np.int64)
         self._limits, self._limits_age = np.empty((0, 3)), REFRESH
         self._limits_of: Active | None = None
@@ -225,29 +232,43 @@ class _Run:
         active = self._rules.batch(snapshot)
         limits = self._limits_now(active, snapshot)
         kinds = self._work.kind[self._batch[REQUEST]]
-        survival, scheduler = self._survival[kinds], self._scheduler(active.schedule)
+        scheduler, tree = self._scheduler(active.schedule), self._shape.settle(active.shape)
+        survival, depth = self._drafted(tree, kinds)
         bounds = limits.astype(np.int64)
         batch = Batch(bounds[:, 0], bounds[:, 1], limits[:, 2], context, snapshot.values)
         # Asked every time: a scheduler counts plain steps to know when to probe.
-        drafted = scheduler.draft_depths(batch, survival)
+        drafted = scheduler.draft_depths(batch, *_expected(survival, tree))
         if not drafted.any():
             return _Decision(None, self._machine.cost.plain_seconds(n, context), 0, np.zeros(n, np.bool_))
         level = int(math.log(max(context, 1)) / CONTEXT_LEVEL)
-        key = (active.schedule, drafted.tobytes(), level, limits.tobytes(), kinds.tobytes())
+        key = (active.schedule, tree, drafted.tobytes(), level, limits.tobytes(), kinds.tobytes())
         known = self._known.get(key)
         if known is None:
             if len(self._known) >= MOST_KNOWN:
                 self._known.clear()
-            known = self._known[key] = self._choose(scheduler, batch, survival, drafted)
+            known = self._known[key] = self._choose(scheduler, batch, survival, depth, drafted, tree)
+        if known.spoken.any():
+            self._shape.learn(known.nodes / int(known.spoken.sum()))
         return known
 
-    def _choose(self, scheduler: Scheduler, batch: Batch, survival: Floats, drafted: Ints) -> _Decision:
-        kept = np.minimum(scheduler.select(batch, survival).sum(1), drafted)
+    def _drafted(self, tree: Shape | None, kinds: Ints) -> tuple[Floats, Ints]:
+        """Survival and depth `[n, N]` of what is drafted for requests of these kinds."""
+        branch = 0 if tree is None else tree.branch
+        if branch not in self._drafts:
+            self._drafts[branch] = expected_trees(self._survival, self._work.side, self._room, branch)
+        survival, depth = self._drafts[branch]
+        size = survival.shape[1] if tree is None else tree.max_nodes
+        return survival[kinds, :size], depth[kinds, :size]
+
+    def _choose(
+        self, scheduler: Scheduler, batch: Batch, survival: Floats, depth: Ints, drafted: Ints, tree: Shape | None
+    ) -> _Decision:
+        kept = scheduler.select(batch, survival, None if tree is None else depth) & (depth <= drafted[:, None])
         nodes = int(kept.sum())
-        chances = np.where(np.arange(survival.shape[1]) < kept[:, None], survival, 0.0)
         rows = np.array([batch.size + nodes])
         seconds = float(self._machine.cost.round_seconds(batch.size, rows, batch.context)[0])
-        return _Decision(chances, seconds, nodes, kept > 0)
+        chances = path_chances(survival, depth, kept, self._survival.shape[1])
+        return _Decision(chances, seconds, nodes, kept.sum(1) > 0)
 
     def _scheduler(self, schedule: Schedule) -> Scheduler:
         if schedule not in self._schedulers:
@@ -279,6 +300,13 @@ class _Run:
             "queue.length": 0 if work.users else arrived - self._next,
         }
         return Snapshot(values)
+
+
+def _expected(survival: Floats, tree: Shape | None) -> tuple[Floats, Ints | None]:
+    """What the server expects of drafts before it has them: of a tree, its best nodes on average, at unknown depths."""
+    if tree is None:
+        return survival, None
+    return np.broadcast_to(survival.mean(0), survival.shape), np.ones(survival.shape, dtype=np.int64)
 
 
 def _signals(request: list[int]) -> RequestSignals:

@@ -25,6 +25,7 @@ class Workload:
     kind: int64 `[R]`, a row of survival; survival: float64 `[K, D]`, the chance that drafts 1..k are all accepted
     users: closed loop, so many requests at once and arrivals ignored; None: open loop
     pause: closed loop, seconds from a user's answer to his next request
+    side: of trees, the chance that the next likeliest draft is the one, where those before it are not
     """
 
     arrival: Floats
@@ -34,6 +35,7 @@ class Workload:
     survival: Floats
     users: int | None = None
     pause: float = 0.0
+    side: float = 0.0
 
     @property
     def size(self) -> int:

@@ -12,6 +12,7 @@ import pytest
 
 from dspark_sgl.policies.cost import CostModel, CostPoint
 from dspark_sgl.policies.errors import PolicyError
+from dspark_sgl.policies.expected_tree import expected_trees
 from dspark_sgl.policies.reader import parse_policy
 from dspark_sgl.policies.shipped import find_policy
 from dspark_sgl.policies.simulator import Machine, simulate
@@ -49,6 +50,38 @@ def test_speculation_emits_what_its_chances_say():
     expected = 1 + sum(0.8**k for k in range(1, 6))
     assert result.accepted_length == pytest.approx(expected, rel=0.01)
     assert result.user_tps == pytest.approx(expected / (PLAIN_S + DRAFT_S + 5 * ROW_S), rel=0.02)
+
+
+def test_a_tree_emits_what_its_nodes_say():
+    """Its best node has 0.5; four of its twelve have depth 1, and so on: a round emits one and their sum."""
+    text = "version: 1\nschedule: {kind: fixed, depth: 7}\nshape: {kind: tree, max_nodes: 12, branch: 3}\n"
+    work = replace(closed_loop(1, 200, 100, 2000, [0.5] * 7, spread=0), side=0.4)
+    result = simulate(parse_policy(text), work, machine())
+    survival, _ = expected_trees(work.survival, 0.4, 12, 3)
+    expected = 1 + survival.sum()
+    assert expected > 1.2 * (1 + sum(0.5**k for k in range(1, 8)))
+    assert result.depth == 12
+    assert result.accepted_length == pytest.approx(expected, rel=0.01)
+    assert result.user_tps == pytest.approx(expected / (PLAIN_S + DRAFT_S + 12 * ROW_S), rel=0.02)
+
+
+def test_auto_grows_trees_for_few_users_and_chains_for_many():
+    text = "version: 1\nschedule: {kind: throughput}\nshape: {kind: auto, max_nodes: 16}\n"
+    few, many = (
+        simulate(parse_policy(text), replace(closed_loop(n, 20 * n, 50, 60, [0.6] * 7), side=0.3), machine(256))
+        for n in (1, 64)
+    )
+    assert few.depth > 7 > many.depth
+
+
+def test_trees_without_second_choices_are_chains():
+    chains = "version: 1\nschedule: {kind: throughput}\n"
+    work = closed_loop(4, 100, 50, 60, [0.6] * 7)
+    tree, chain = (
+        simulate(parse_policy(text), work, machine())
+        for text in (f"{chains}shape: {{kind: tree, max_nodes: 16}}\n", chains)
+    )
+    assert (tree.seconds, tree.depth) == (chain.seconds, chain.depth)
 
 
 def test_the_same_seed_gives_the_same_run_and_another_one_another():
