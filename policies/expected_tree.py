@@ -13,6 +13,27 @@ from heapq import heappop, heappush
 import numpy as np
 
 from .batch import Bools, Floats, Ints
+from .language import Shape
+
+
+class ExpectedDrafts:
+    """What is drafted for requests of K kinds: a chain, or the tree of a shape.
+
+    survival: float64 `[K, D]`, of the chain; side: as in `expected_trees`; room: the largest tree there will be
+    """
+
+    def __init__(self, survival: Floats, side: float, room: int) -> None:
+        self._chain, self._side, self._room = survival, side, room
+        self._grown: dict[int, tuple[Floats, Ints]] = {}
+
+    def of(self, tree: Shape | None) -> tuple[Floats, Ints | None]:
+        """Survival and depth `[K, N]`; no depth for chains."""
+        if tree is None:
+            return self._chain, None
+        if tree.branch not in self._grown:
+            self._grown[tree.branch] = expected_trees(self._chain, self._side, self._room, tree.branch)
+        survival, depth = self._grown[tree.branch]
+        return survival[:, : tree.max_nodes], depth[:, : tree.max_nodes]
 
 
 def expected_trees(survival: Floats, side: float, nodes: int, branch: int) -> tuple[Floats, Ints]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from .batch import Batch, Floats, Ints, Scheduler, nodes_depth
 from .cost import CostModel
-from .expected_tree import expected_trees
+from .expected_tree import ExpectedDrafts
 from .explain import Load
 from .language import Policy
 from .reference import REFERENCE_SIDE, reference_survival
@@ -54,24 +54,19 @@ def depth_at(policy: Policy, load: Load, block: int, cost: CostModel) -> GridPoi
         signals=snapshot.values,
     )
     scheduler = make_scheduler(active.schedule, cost, policy.cost.margin, "early_stop")
-    chain = reference_survival(size, block)
     room = most_nodes(policy)
-    grown, level = expected_trees(chain, REFERENCE_SIDE, room, active.shape.branch)
-    chooser, drafts = ShapeChooser(block, room), 0.0
+    drafts, chooser = ExpectedDrafts(reference_survival(size, block), REFERENCE_SIDE, room), ShapeChooser(block, room)
+    verified = 0.0
     for _ in range(SETTLING if active.shape.kind == "auto" else 1):
-        tree = chooser.settle(active.shape)
-        if tree is None:
-            drafts = _drafts(scheduler, batch, chain, None)
-        else:
-            drafts = _drafts(scheduler, batch, grown[:, : tree.max_nodes], level[:, : tree.max_nodes])
-        if drafts == 0:
+        verified = _verified(scheduler, batch, *drafts.of(chooser.settle(active.shape)))
+        if verified == 0:
             break
-        chooser.learn(drafts)
+        chooser.learn(verified)
     line = None if active.rule is None else policy.rules[active.rule].line
-    return GridPoint(size, context, drafts, line)
+    return GridPoint(size, context, verified, line)
 
 
-def _drafts(scheduler: Scheduler, batch: Batch, survival: Floats, depth: Ints | None) -> float:
+def _verified(scheduler: Scheduler, batch: Batch, survival: Floats, depth: Ints | None) -> float:
     """Drafts that one round verifies of each request, on average. depth: of a tree's nodes, None for chains"""
     drafted = scheduler.draft_depths(batch, survival, None if depth is None else np.ones_like(depth))
     if not drafted.any():

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from .batch import Batch, Scheduler
+from .batch import Batch, Scheduler, nodes_depth
 from .cost import CostModel
-from .expected_tree import expected_trees, path_chances
-from .language import DEFAULT_TIER, Policy, Schedule, Shape
+from .expected_tree import ExpectedDrafts, path_chances
+from .language import DEFAULT_TIER, Policy, Schedule
 from .rules import Active, RuleBook
 from .scheduler import make_scheduler
 from .shape import ShapeChooser, most_nodes
@@ -108,10 +108,11 @@ class _Run:
         self._dice = np.random.default_rng([seed, 2])
         self._luck, self._used = np.empty(0), 0
         self._survival = np.ascontiguousarray(workload.survival[:, : machine.block])
-        self._room = most_nodes(policy)
-        self._shape = ShapeChooser(machine.block, self._room)
-        chain = np.broadcast_to(np.arange(1, self._survival.shape[1] + 1), self._survival.shape)
-        self._drafts: dict[int, tuple[Floats, Ints]] = {0: (self._survival, chain)}  # by most children; 0 for chains
+        room = most_nodes(policy)
+        self._shape, self._drafts = (
+            ShapeChooser(machine.block, room),
+            ExpectedDrafts(self._survival, workload.side, room),
+        )
         self._batch = np.empty((5, 0), np.int64)
         self._limits, self._limits_age = np.empty((0, 3)), REFRESH
         self._limits_of: Active | None = None
@@ -233,11 +234,12 @@ class _Run:
         limits = self._limits_now(active, snapshot)
         kinds = self._work.kind[self._batch[REQUEST]]
         scheduler, tree = self._scheduler(active.schedule), self._shape.settle(active.shape)
-        survival, depth = self._drafted(tree, kinds)
+        survival, depth = self._drafts.of(tree)
+        survival, depth = survival[kinds], None if depth is None else depth[kinds]
         bounds = limits.astype(np.int64)
         batch = Batch(bounds[:, 0], bounds[:, 1], limits[:, 2], context, snapshot.values)
         # Asked every time: a scheduler counts plain steps to know when to probe.
-        drafted = scheduler.draft_depths(batch, *_expected(survival, tree))
+        drafted = scheduler.draft_depths(batch, *_expected(survival, depth))
         if not drafted.any():
             return _Decision(None, self._machine.cost.plain_seconds(n, context), 0, np.zeros(n, np.bool_))
         level = int(math.log(max(context, 1)) / CONTEXT_LEVEL)
@@ -246,29 +248,20 @@ class _Run:
         if known is None:
             if len(self._known) >= MOST_KNOWN:
                 self._known.clear()
-            known = self._known[key] = self._choose(scheduler, batch, survival, depth, drafted, tree)
+            known = self._known[key] = self._choose(scheduler, batch, survival, depth, drafted)
         if known.spoken.any():
             self._shape.learn(known.nodes / int(known.spoken.sum()))
         return known
 
-    def _drafted(self, tree: Shape | None, kinds: Ints) -> tuple[Floats, Ints]:
-        """Survival and depth `[n, N]` of what is drafted for requests of these kinds."""
-        branch = 0 if tree is None else tree.branch
-        if branch not in self._drafts:
-            self._drafts[branch] = expected_trees(self._survival, self._work.side, self._room, branch)
-        survival, depth = self._drafts[branch]
-        size = survival.shape[1] if tree is None else tree.max_nodes
-        return survival[kinds, :size], depth[kinds, :size]
-
     def _choose(
-        self, scheduler: Scheduler, batch: Batch, survival: Floats, depth: Ints, drafted: Ints, tree: Shape | None
+        self, scheduler: Scheduler, batch: Batch, survival: Floats, depth: Ints | None, drafted: Ints
     ) -> _Decision:
-        kept = scheduler.select(batch, survival, None if tree is None else depth) & (depth <= drafted[:, None])
+        at = nodes_depth(survival, depth)
+        kept = scheduler.select(batch, survival, depth) & (at <= drafted[:, None])
         nodes = int(kept.sum())
-        rows = np.array([batch.size + nodes])
-        seconds = float(self._machine.cost.round_seconds(batch.size, rows, batch.context)[0])
-        chances = path_chances(survival, depth, kept, self._survival.shape[1])
-        return _Decision(chances, seconds, nodes, kept.sum(1) > 0)
+        seconds = self._machine.cost.round_seconds(batch.size, np.array([batch.size + nodes]), batch.context)
+        chances = path_chances(survival, at, kept, self._survival.shape[1])
+        return _Decision(chances, float(seconds[0]), nodes, kept.sum(1) > 0)
 
     def _scheduler(self, schedule: Schedule) -> Scheduler:
         if schedule not in self._schedulers:
@@ -302,11 +295,11 @@ class _Run:
         return Snapshot(values)
 
 
-def _expected(survival: Floats, tree: Shape | None) -> tuple[Floats, Ints | None]:
+def _expected(survival: Floats, depth: Ints | None) -> tuple[Floats, Ints | None]:
     """What the server expects of drafts before it has them: of a tree, its best nodes on average, at unknown depths."""
-    if tree is None:
+    if depth is None:
         return survival, None
-    return np.broadcast_to(survival.mean(0), survival.shape), np.ones(survival.shape, dtype=np.int64)
+    return np.broadcast_to(survival.mean(0), survival.shape), np.ones_like(depth)
 
 
 def _signals(request: list[int]) -> RequestSignals:
