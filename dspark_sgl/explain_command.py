@@ -83,7 +83,7 @@ def _lines(policy: Policy, load: Load, found: Explanation, grid: Sequence[Any], 
             for tier, limit in found.limits.items()
         ),
         "",
-        f"depth by batch.size and context ({machine})",
+        f"drafts verified per request, by batch.size and context ({machine})",
         *_table(grid),
     ]
 
@@ -124,7 +124,7 @@ def _cell(point: Any) -> str:
 def _plot(policy: Policy, grid: Sequence[Any], machine: str, out: str) -> None:
     figure = new_figure("--plot", 7, 4)
     axes = figure.add_subplot(
-        title=f"{policy.name}: depth by load", xlabel="batch.size", ylabel="verified tokens per request"
+        title=f"{policy.name}: drafts by load", xlabel="batch.size", ylabel="verified tokens per request"
     )
     for context in sorted({point.context for point in grid}):
         points = [point for point in grid if point.context == context]
