@@ -169,6 +169,7 @@ _CPU = (
     _srt("layers.quantization.unquant.UnquantizedLinearMethod.apply", "layer x bias", "linear layers over few rows"),
     _srt("layers.quantization.unquant.UnquantizedEmbeddingMethod.apply", "layer x bias", "the head over few rows"),
     _srt("mem_cache.allocation.assign_req_to_token_pool_func", "", "slots of a request without a GPU kernel"),
+    _srt("mem_cache.allocation.get_last_loc", "", "pages of more than one slot without a GPU kernel"),
 )
 
 _BENCH = (HostName("sglang.benchmark.serving.cli_main", (), "the client of `bench load`"),)

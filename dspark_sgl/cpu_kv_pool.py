@@ -32,3 +32,11 @@ def assign_slots(
     first = counts.cumsum(0) - counts
     column = start_offset[owner].long() + torch.arange(owner.shape[0]) - first[owner]
     req_to_token[req_pool_indices[owner].long(), column] = out_cache_loc[: owner.shape[0]].to(req_to_token.dtype)
+
+
+def last_slots(req_to_token: Tensor, req_pool_indices: Tensor, lens: Tensor) -> Tensor:
+    """`[bs]`: the slot of each request's last token, whose page the next one may share; -1 where it has none.
+
+    Stands in for SGLang's `get_last_loc`, which launches Triton. req_pool_indices, lens: `[bs]`
+    """
+    return torch.where(lens > 0, req_to_token[req_pool_indices, (lens - 1).clamp(min=0)], -1)

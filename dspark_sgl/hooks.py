@@ -1,7 +1,7 @@
-"""The six places where SGLang has no extension point and we wrap a function of its. Each is in `compat_surface.py`.
+"""The seven places where SGLang has no extension point and we wrap a function of its. Each is in `compat_surface.py`.
 
-A server whose algorithm is not ours gets an option it may ignore and, on our CPU platform, the slot table's torch twin;
-nothing else changes for it.
+A server whose algorithm is not ours gets an option it may ignore and, on our CPU platform, torch twins of what fills
+the slot table; nothing else changes for it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 from dspark_sgl.policies.requests import parse_request_options
 
 from .algorithm import DrafterAlgorithm
-from .cpu_kv_pool import assign_slots
+from .cpu_kv_pool import assign_slots, last_slots
 from .cpu_platform import CpuPlatform
 from .settings import add_cli_args
 
@@ -30,6 +30,7 @@ INTERNAL_STATE = (
 POOL_STATS = "sglang.srt.managers.scheduler.Scheduler.init_pool_stats_observer"
 SLOT_HEADROOM = "sglang.srt.mem_cache.kv_cache_configurator.get_req_to_token_extra_context_len"
 ASSIGN_SLOTS = "sglang.srt.mem_cache.allocation.assign_req_to_token_pool_func"
+LAST_SLOTS = "sglang.srt.mem_cache.allocation.get_last_loc"
 
 
 def register() -> None:
@@ -41,6 +42,7 @@ def register() -> None:
     HookRegistry.register(SLOT_HEADROOM, _after_slot_headroom, HookType.AFTER)
     if isinstance(current_platform, CpuPlatform):
         HookRegistry.register(ASSIGN_SLOTS, assign_slots, HookType.REPLACE)
+        HookRegistry.register(LAST_SLOTS, last_slots, HookType.REPLACE)
 
 
 def _before_add_cli_args(parser: argparse.ArgumentParser) -> None:

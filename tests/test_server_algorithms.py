@@ -57,18 +57,19 @@ ROOM = 16
 @dataclass(frozen=True)
 class Algorithm:
     """methods: how its drafts are accepted; all ways for the first, those that read its q for others that have one
-    write: makes its draft checkpoint in a folder
+    write: makes its draft checkpoint in a folder; page: KV slots of a page
     """
 
     name: str
     methods: tuple[str, ...]
     write: Callable[[Path], None] | None = None
+    page: int = 1
 
 
 ALGORITHMS = (
     Algorithm("DSPARK_SGL", tuple(METHODS), tiny_models.write_draft),
-    Algorithm("DFLASH_SGL", ("rejection", "tree"), tiny_drafts.write_dflash),
-    Algorithm("EAGLE3_SGL", ("rejection",), tiny_drafts.write_eagle3),
+    Algorithm("DFLASH_SGL", ("rejection", "tree"), tiny_drafts.write_dflash, page=16),
+    Algorithm("EAGLE3_SGL", ("rejection",), tiny_drafts.write_eagle3, page=4),
     Algorithm("MTP_SGL", ("rejection",), tiny_drafts.write_mtp),
     Algorithm("NGRAM_SGL", ("match",)),
     Algorithm("BRANCH_SGL", ("match",)),  # another package's, chains and trees
@@ -158,7 +159,8 @@ def run_trial(algorithm: Algorithm, prompts: Sequence[list[int]], folder: Path) 
         *("--speculative-num-steps", str(tiny_models.GAMMA), "--dspark-policy", str(policy)),
         *("--speculative-num-draft-tokens", str(ROOM)),
         *("--dtype", "float32", "--skip-tokenizer-init", "--skip-server-warmup", "--chunked-prefill-size", "64"),
-        *("--max-total-tokens", "8192", "--max-running-requests", str(PER_REQUEST)),
+        *("--page-size", str(algorithm.page), "--max-total-tokens", "16384"),
+        *("--max-running-requests", str(PER_REQUEST)),
     ]
     paths = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
     with Server(arguments, {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}) as server:
