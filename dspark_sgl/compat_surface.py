@@ -59,6 +59,8 @@ _ALGORITHM = (
 _WORKER = (
     _srt("speculative.base_spec_worker.BaseSpecWorker.alloc_memory_pool", "", "the worker's life cycle"),
     _srt("speculative.base_spec_worker.BaseSpecWorker.init_cuda_graphs", "", "the worker's life cycle"),
+    _srt("speculative.base_spec_worker.BaseSpecWorker.weight_update_runners", "", "new weights on a running server"),
+    _srt("speculative.base_spec_worker.BaseSpecWorker.clear_cache_pool", "", "new weights on a running server"),
     _srt(
         "managers.tp_worker.TpModelWorker.forward_batch_generation",
         "batch is_verify capture_hidden_mode",

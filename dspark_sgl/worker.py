@@ -92,6 +92,14 @@ class SpecWorker(BaseSpecWorker):
             self.draft_worker.init_cuda_graphs(capture_decode_cuda_graph=False)
         self._governor = build_governor(self._target, self._drafter, self._capture, self._block, self._width)
 
+    def weight_update_runners(self) -> list[tuple[str, Any]]:
+        """None: new weights on a running server are the target's. A draft trained for the old ones stays exact."""
+        return []
+
+    def clear_cache_pool(self) -> None:
+        """SGLang has flushed its cache, as it does after new weights."""
+        self._drafter.target_changed()
+
     def __getattr__(self, name: str) -> Any:
         # SGLang asks its model worker for many things that only the target knows.
         if name.startswith("_target"):

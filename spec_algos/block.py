@@ -101,6 +101,9 @@ class BlockDrafter(Drafter):
     def draft_worker(self) -> Any:
         return self._worker
 
+    def target_changed(self) -> None:
+        self._head.refresh()
+
     def propose(self, round: Round) -> Proposal:
         depth = min(max(round.depths), self._block)
         hidden = self._backbone(round)[:, :depth]

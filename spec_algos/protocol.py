@@ -147,6 +147,9 @@ class Drafter(ABC):
     def ready(self) -> None:
         """Called once, when the KV pools and attention backends exist."""
 
+    def target_changed(self) -> None:
+        """Called when the target's weights may be others: what was copied from them is copied again."""
+
     @abstractmethod
     def propose(self, round: Round) -> Proposal:
         """Draft for every request. Requests of depth 0 may be given anything: they are not looked at."""

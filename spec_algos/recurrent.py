@@ -83,6 +83,9 @@ class RecurrentDrafter(Drafter):
     def draft_worker(self) -> Any:
         return self._worker
 
+    def target_changed(self) -> None:
+        self._head.refresh()
+
     def ready(self) -> None:
         """Room for one row per request of SGLang's table. A row is written with its request's prefill, so none is
         ever read that another request left behind."""

@@ -1,4 +1,4 @@
-"""What goes wrong at run time: a draft model that returns NaN, a scheduler that is killed under load.
+"""What goes wrong at run time: a draft model that returns NaN, new weights, a scheduler that is killed under load.
 
 The draft is that of the tiny target, whose Markov head returns NaN after one of the twelve tokens while its confidence
 head, which does not read that token, goes on promising: logits of NaN must not pass for a distribution. Nothing of it
@@ -89,17 +89,23 @@ def ask(server: Server, **sampling: Any) -> Any:
     return server.post("/generate", {"input_ids": PROMPT, "sampling_params": sampling})
 
 
+@torch.no_grad()
+def greedy(model: LlamaForCausalLM, count: int) -> list[int]:
+    """The likeliest token after token of PROMPT, from transformers."""
+    text = torch.tensor([PROMPT])
+    for _ in range(count):
+        text = torch.cat([text, model(text).logits[:, -1:].argmax(-1)], dim=1)
+    written: list[int] = text[0, len(PROMPT) :].tolist()
+    return written
+
+
 @pytest.mark.parametrize("policy", [CHAINS, TREES], ids=["chains", "trees"])
 def test_answers_stay_the_targets(server: Server, folder: Path, model: LlamaForCausalLM, policy: str) -> None:
     server.edit_policy(folder / "policy.yaml", policy)
     bad = metric(server, "unsound_drafts_total") + metric(server, "bad_confidences_total")
     accepted = metric(server, "draft_tokens_total", outcome="accepted")
 
-    text = torch.tensor([PROMPT])
-    with torch.no_grad():
-        for _ in range(48):
-            text = torch.cat([text, model(text).logits[:, -1:].argmax(-1)], dim=1)
-    assert ask(server, temperature=0, max_new_tokens=48)["output_ids"] == text[0, len(PROMPT) :].tolist()
+    assert ask(server, temperature=0, max_new_tokens=48)["output_ids"] == greedy(model, 48)
 
     drawn = [ask(server, n=EACH, temperature=1.0, max_new_tokens=3) for _ in range(REQUESTS)]
     counts = Counter(tuple(answer["output_ids"]) for answers in drawn for answer in answers)
@@ -132,6 +138,17 @@ def test_a_wrong_wish_is_a_400_and_the_server_lives_on(server: Server, value: An
     with pytest.raises(ServerError, match=r"^400.*custom_params\.dspark"):
         ask(server, max_new_tokens=2, custom_params={"dspark": value})
     assert ask(server, max_new_tokens=2, custom_params={"dspark": {"max_depth": 1}})["output_ids"]
+
+
+def test_new_weights_are_followed(server: Server, folder: Path, model: LlamaForCausalLM) -> None:
+    """The target's; its draft, made for others, goes on drafting."""
+    other = tiny_models.write_target(folder / "other", seed=1)
+    for name, weights in (("other", other), ("target", model)):
+        server.post("/update_weights_from_disk", {"model_path": str(folder / name)})
+        rounds = metric(server, "steps_total", kind="round")
+        assert ask(server, temperature=0, max_new_tokens=48)["output_ids"] == greedy(weights, 48)
+        assert metric(server, "steps_total", kind="round") > rounds
+    assert greedy(other, 48) != greedy(model, 48)
 
 
 def test_a_killed_scheduler_ends_its_server_and_another_takes_over(server: Server, arguments: list[str]) -> None:
