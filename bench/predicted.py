@@ -81,8 +81,7 @@ def ask(server: Server, prompts: Sequence[str], users: int, tokens: int) -> tupl
 
 @dataclass(frozen=True)
 class Prefill:
-    """Seconds of a prefill and of each of its tokens; `pause`, from an answer to the scheduler's sight of the next
-    question, is nobody's step."""
+    """Seconds of a prefill and of each of its tokens; `pause`, between answer and next question, is nobody's step."""
 
     base: float
     per_token: float

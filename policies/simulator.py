@@ -119,7 +119,8 @@ class _Run:
         self._now, self._next, self._steps = 0.0, 0, 0
         self._first, self._last = np.zeros(workload.size), np.zeros(workload.size)
         self._asked = workload.arrival.astype(np.float64).copy()
-        self._free = deque([0.0] * (workload.users or 0))  # when each user who waits for nothing asks again; rising
+        # When the next question of each user who waits for nothing reaches the scheduler; rising.
+        self._free = deque(workload.pause * place for place in range(workload.users or 0))
         self._totals = np.zeros(6)  # decode steps, plain steps, nodes, requests, speculating requests, their tokens
         self._pace = {"step.ms": 0.0, "tps.total": 0.0, "tps.user": 0.0, "batch.tokens": 0.0}
         self._timeline = Timeline()
@@ -214,9 +215,10 @@ class _Run:
             self._limits_age = REFRESH
 
     def _answered(self, count: int) -> None:
-        """So many requests have ended now, and whoever asked them asks again."""
-        if self._work.users:
-            self._free.extend([self._now + self._work.pause] * count)
+        """So many requests have ended now, and whoever asked them asks again, one after the other."""
+        for _ in range(count if self._work.users else 0):
+            free = max(self._now, self._free[-1]) if self._free else self._now
+            self._free.append(free + self._work.pause)
 
     def _random(self, count: int) -> Floats:
         """So many uniform numbers; drawn in bulk, which is what makes them cheap."""

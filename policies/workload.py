@@ -24,7 +24,8 @@ class Workload:
     arrival: float64 `[R]`, seconds, never falling; prompt, output: int64 `[R]`, tokens, at least 1
     kind: int64 `[R]`, a row of survival; survival: float64 `[K, D]`, the chance that drafts 1..k are all accepted
     users: closed loop, so many requests at once and arrivals ignored; None: open loop
-    pause: closed loop, seconds from a user's answer to his next request
+    pause: closed loop, seconds from an answer to the scheduler's sight of that user's next request; whoever takes
+        requests in takes them one at a time, so those who are answered together come one after the other
     side: of trees, the chance that the next likeliest draft is the one, where those before it are not
     """
 

@@ -136,17 +136,16 @@ def test_requests_wait_where_the_kv_pool_is_full():
     assert tight.ttft_s >= 0
 
 
-def test_a_user_who_pauses_misses_a_step():
-    """One at a time, a pause is idle time. Of two, whose answers end in turn, the other has gone on alone meanwhile."""
+def test_a_pause_is_idle_time_for_one_and_spaces_many():
+    """Of four who ask together the first is prefilled alone, before the others have come."""
     pause = 0.5
     alone = simulate(find_policy("off"), closed_loop(1, 10, 100, 21, [0.8], spread=0, pause=pause), machine())
     assert alone.seconds == pytest.approx(10 * (0.01 + 20 * PLAIN_S) + 9 * pause)
     assert alone.ttft_s == pytest.approx(0.01)
-    busy, paused = (
-        simulate(find_policy("off"), closed_loop(2, 100, 100, 21, [0.8], pause=wait), machine()) for wait in (0, pause)
-    )
-    assert 1.1 * busy.seconds < paused.seconds < busy.seconds + 50 * pause
-    assert paused.output_tps * paused.seconds == busy.output_tps * busy.seconds
+    pause, step = 0.001, PLAIN_S + 3 * ROW_S
+    four = simulate(find_policy("off"), closed_loop(4, 8, 100, 21, [0.8], spread=0, pause=pause), machine())
+    assert four.seconds == pytest.approx(2 * (2 * 0.01 + 20 * step) + pause)
+    assert four.steps == 2 * (2 + 20)
 
 
 def test_an_idle_server_waits_for_the_next_arrival():
