@@ -1,11 +1,13 @@
 """What a decode step costs in seconds, as a function of its requests, the rows verified and the context.
 
-    plain(n, C)    = g_plain (P(n) + s C)
-    round(n, m, C) = g_round(m) (D(n) + V(m) + (s_draft + s_verify) C)
+    plain(n, C)    = p g_plain(n) (P(n) + s C)
+    round(n, m, C) = p g_round(m) (D(n) + V(m) + (s_draft + s_verify) C)
 
 P, D and V are piecewise linear and never fall; C is the KV tokens of the batch, and s are seconds for one of them.
-A profile (`CostPoint`) gives all of them. The factors g follow what steps really take, so engine overhead, clocks and
-neighbours are in them. Nothing here reads a clock, and a model that knows nothing says so (`ready`).
+A profile (`CostPoint`) gives all of them. The factors follow what steps really take, so engine overhead, clocks and
+neighbours are in them. The pace p is the machine's: a surprise among steps of one kind is mostly its doing, and a kind
+that has not been seen for long is priced at it too. The g tell the kinds apart: there goes the surprise of a step that
+follows one of the other kind. Nothing here reads a clock, and a model that knows nothing says so (`ready`).
 """
 
 import json
@@ -27,7 +29,11 @@ VERSION = 2
 FOLLOW = 0.1
 """Share of a surprise that the factors take over per step: half of a lasting change within seven steps."""
 MOST = 0.25
-"""The largest surprise, in logarithm, that one step may claim: a step ten times too slow moves a factor by 2.5 %."""
+"""The largest surprise, in logarithm, that one step may claim: a step ten times too slow moves the pace by 2.5 %."""
+TELL = 0.5
+"""Share of a surprise that a kind takes over where it follows the other: such steps are rare, and both are fresh."""
+OWN = 0.25
+"""Of a surprise within a kind, what goes to its size and not to the pace."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +84,9 @@ class CostModel:
     """
 
     def __init__(self, points: Iterable[CostPoint] = (), source: str = "none") -> None:
-        self._plain = _Factor()
-        self._round = _Factor()
+        self._factors = {"plain": _Factor(), "round": _Factor()}
+        self._pace = 0.0
+        self._latest: str | None = None
         self._gathered: dict[str, list[CostPoint]] = {"plain": [], "verify": []}
         self._adopt(tuple(points), source)
 
@@ -100,22 +107,34 @@ class CostModel:
     def plain_seconds(self, requests: int, context: int) -> float:
         """A step in which nothing is drafted."""
         size = np.array([float(requests)])
-        return float(self._curves["plain"].at(size, context)[0] * self._plain.at(size)[0])
+        return float((self._curves["plain"].at(size, context) * self._factor("plain", size))[0])
 
     def round_seconds(self, requests: int, rows: Ints, context: int) -> Floats:
         """Rounds that verify so many rows, anchors included; the draft pass is part of them."""
         draft = self._curves["draft"].at(np.array([float(requests)]), context)
         size = rows.astype(np.float64)
-        return (draft + self._curves["verify"].at(size, context)) * self._round.at(size)
+        return (draft + self._curves["verify"].at(size, context)) * self._factor("round", size)
+
+    def _factor(self, kind: str, size: Floats) -> Floats:
+        whole: Floats = np.exp(self._pace + self._factors[kind].at(size))
+        return whole
 
     def observe(self, kind: str, requests: int, rows: int, context: int, seconds: float) -> None:
         """A step as it was: `plain`, or a `round` with its draft pass and everything around it."""
         if not self.ready:
             self._gather(kind, requests, rows, context, seconds)
-        elif kind == "plain":
-            self._plain.learn(requests, seconds / self.plain_seconds(requests, context))
+            return
+        if kind == "plain":
+            size, expected = requests, self.plain_seconds(requests, context)
         else:
-            self._round.learn(rows, seconds / float(self.round_seconds(requests, np.array([rows]), context)[0]))
+            size, expected = rows, float(self.round_seconds(requests, np.array([rows]), context)[0])
+        surprise = min(max(math.log(max(seconds / expected, 1e-9)), -MOST), MOST)
+        if self._latest in (None, kind):
+            self._pace += (1 - OWN) * FOLLOW * surprise
+            self._factors[kind].learn(size, OWN * FOLLOW * surprise)
+        else:
+            self._factors[kind].shift(TELL * surprise)
+        self._latest = kind
 
     def _gather(self, kind: str, requests: int, rows: int, context: int, seconds: float) -> None:
         """Without a profile the first steps become the points; a round is priced whole, its draft as part of it."""
@@ -160,7 +179,7 @@ ENOUGH = 20
 
 
 class _Factor:
-    """A correction that follows the observed: one for all sizes, one for each power of two; between those, a line."""
+    """A correction of one kind, in logarithm: one for all sizes, one for each power of two; between those, a line."""
 
     def __init__(self) -> None:
         self._all = 0.0
@@ -168,17 +187,19 @@ class _Factor:
 
     def at(self, size: Floats) -> Floats:
         low, share = _between(size)
-        factors: Floats = np.exp(self._all + (1 - share) * self._own[low] + share * self._own[low + 1])
-        return factors
+        correction: Floats = self._all + (1 - share) * self._own[low] + share * self._own[low + 1]
+        return correction
 
-    def learn(self, size: float, ratio: float) -> None:
-        """ratio: observed over expected, at this size"""
-        surprise = FOLLOW * min(max(math.log(max(ratio, 1e-9)), -MOST), MOST)
-        self._all += surprise / 2
+    def learn(self, size: float, more: float) -> None:
+        """Steps of this size take more than others of their kind."""
         self._own *= 0.999  # what is not seen again falls back to what all sizes say
         low, share = _between(np.array([float(size)]))
-        self._own[low] += (1 - share) * surprise / 2
-        self._own[low + 1] += share * surprise / 2
+        self._own[low] += (1 - share) * more
+        self._own[low + 1] += share * more
+
+    def shift(self, more: float) -> None:
+        """Steps of this kind take more."""
+        self._all += more
 
 
 def _between(size: Floats) -> tuple[Ints, Floats]:

@@ -16,7 +16,8 @@ its budget is settled before anything is drafted, from what history predicts, an
 
 Plain decoding is weighed too, before anything is drafted, since the draft pass itself is what it saves. Nothing is
 learned from plain steps, so now and then a round is a probe: it verifies at least one draft of each request, whatever
-that is expected to bring, and while probes do better than history expected they follow one another at once.
+that is expected to bring, and while probes do better than history expected they follow one another at once. While
+drafting pays, now and then a step is plain instead: what one takes today, only one can tell.
 """
 
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from .cost import CostModel
 UNMEASURED_DEPTH = 2
 """As deep as this while a cost model has no points: shallow enough to be cheap, and it measures rounds."""
 FIRST_PROBE, LAST_PROBE = 16, 512
-"""Plain steps until a probe; doubled after every one that did no better than expected."""
+"""Steps of one kind until one of the other is tried; doubled after every one that did no better than expected."""
 SETTLED = 7
 """Rounds for which "it pays" is not asked again while the batch keeps its size; "it does not" is asked every time."""
 
@@ -40,6 +41,7 @@ class ValueScheduler:
     def __init__(self, cost: CostModel, margin: float, causality: str, speed: float | None) -> None:
         self._cost, self._margin, self._causality, self._speed = cost, margin, causality, speed
         self._plain_steps, self._patience = 0, FIRST_PROBE
+        self._rounds, self._until_plain = 0, FIRST_PROBE
         self._probed: float | None = None  # what the round in progress is expected to yield, where it is a probe
         self._budgets: list[float] = []
         self._promised: int | None = None
@@ -51,13 +53,19 @@ class ValueScheduler:
             return clipped(UNMEASURED_DEPTH, batch)
         if self._settled > 0 and self._settled_size == batch.size:
             self._settled -= 1
+            self._rounds += 1
             return batch.max_depth
         before, self._probed = self._probed, None
         if self._pays(batch, expected, depth) or batch.min_depth.any():
             self._plain_steps, self._patience = 0, FIRST_PROBE
+            if self._rounds >= self._until_plain and not batch.min_depth.any():
+                self._rounds, self._until_plain = 0, min(2 * self._until_plain, LAST_PROBE)
+                return np.zeros_like(batch.max_depth)
+            self._rounds += 1
             self._settled, self._settled_size = SETTLED, batch.size
             return batch.max_depth
-        self._settled = 0
+        self._settled = self._rounds = 0
+        self._until_plain = FIRST_PROBE
         self._plain_steps += 1
         hope = float(expected.sum()) / batch.size
         if before is not None and hope > before:

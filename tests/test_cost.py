@@ -75,7 +75,22 @@ def test_a_lasting_change_is_followed_within_fifty_steps():
         cost.observe("round", 4, rows, 1000, 1.5 * round_of(fresh, 4, rows, 1000))
     for rows in (8, 16, 32):
         assert round_of(cost, 4, rows, 1000) == pytest.approx(1.5 * round_of(fresh, 4, rows, 1000), rel=0.05)
-    assert cost.plain_seconds(4, 1000) == fresh.plain_seconds(4, 1000)
+    # Plain steps, not seen meanwhile, are believed to have become dearer with it.
+    assert cost.plain_seconds(4, 1000) == pytest.approx(1.5 * fresh.plain_seconds(4, 1000), rel=0.15)
+
+
+def test_now_and_then_one_of_the_other_kind_tells_them_apart():
+    """The profile has plain steps 30 % too dear and rounds right, and after every 32 rounds a plain step is taken."""
+    cost, truth = CostModel.from_points(profile()), CostModel.from_points(profile())
+    dice = np.random.default_rng(1)
+    for step in range(33 * 4):
+        noise = dice.normal(1, 0.05)
+        if step % 33 == 32:
+            cost.observe("plain", 4, 4, 1000, noise * truth.plain_seconds(4, 1000) / 1.3)
+        else:
+            cost.observe("round", 4, 16, 1000, noise * round_of(truth, 4, 16, 1000))
+    assert cost.plain_seconds(4, 1000) == pytest.approx(truth.plain_seconds(4, 1000) / 1.3, rel=0.07)
+    assert round_of(cost, 4, 16, 1000) == pytest.approx(round_of(truth, 4, 16, 1000), rel=0.07)
 
 
 def test_without_a_profile_steps_become_one():
