@@ -73,6 +73,16 @@ def _best_first(likeliest: list[float], side: float, nodes: int, branch: int) ->
     return found
 
 
+def before_drafting(survival: Floats, depth: Ints | None) -> tuple[Floats, Ints | None]:
+    """What a server expects of drafts before it has them: of a tree, its best nodes on average, at unknown depths.
+
+    survival, depth: `[n, N]`; no depth for chains
+    """
+    if depth is None:
+        return survival, None
+    return np.broadcast_to(survival.mean(0), survival.shape), np.ones_like(depth)
+
+
 def path_chances(survival: Floats, depth: Ints, kept: Bools, block: int) -> Floats:
     """float64 `[n, block]`: that a round which verifies the kept nodes accepts a path of k drafts or more, k = 1, 2, ..
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from .batch import Batch, Floats, Ints, Scheduler, nodes_depth
 from .cost import CostModel
-from .expected_tree import ExpectedDrafts
+from .expected_tree import ExpectedDrafts, before_drafting
 from .explain import Load
 from .language import Policy
 from .reference import REFERENCE_SIDE, reference_survival
@@ -69,7 +69,7 @@ def depth_at(policy: Policy, load: Load, block: int, cost: CostModel) -> GridPoi
 
 def _verified(scheduler: Scheduler, batch: Batch, survival: Floats, depth: Ints | None) -> float:
     """Drafts that one round verifies of each request, on average. depth: of a tree's nodes, None for chains"""
-    drafted = scheduler.draft_depths(batch, survival, None if depth is None else np.ones_like(depth))
+    drafted = scheduler.draft_depths(batch, *before_drafting(survival, depth))
     if not drafted.any():
         return 0.0
     kept = scheduler.select(batch, survival, depth) & (nodes_depth(survival, depth) <= drafted[:, None])

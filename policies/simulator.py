@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from .batch import Batch, Scheduler, nodes_depth
 from .cost import CostModel
-from .expected_tree import ExpectedDrafts, path_chances
+from .expected_tree import ExpectedDrafts, before_drafting, path_chances
 from .language import DEFAULT_TIER, Policy, Schedule
 from .rules import Active, RuleBook
 from .scheduler import make_scheduler
@@ -109,10 +109,8 @@ class _Run:
         self._luck, self._used = np.empty(0), 0
         self._survival = np.ascontiguousarray(workload.survival[:, : machine.block])
         room = most_nodes(policy)
-        self._shape, self._drafts = (
-            ShapeChooser(machine.block, room),
-            ExpectedDrafts(self._survival, workload.side, room),
-        )
+        self._shape = ShapeChooser(machine.block, room)
+        self._drafts = ExpectedDrafts(self._survival, workload.side, room)
         self._batch = np.empty((5, 0), np.int64)
         self._limits, self._limits_age = np.empty((0, 3)), REFRESH
         self._limits_of: Active | None = None
@@ -241,7 +239,7 @@ class _Run:
         bounds = limits.astype(np.int64)
         batch = Batch(bounds[:, 0], bounds[:, 1], limits[:, 2], context, snapshot.values)
         # Asked every time: a scheduler counts plain steps to know when to probe.
-        drafted = scheduler.draft_depths(batch, *_expected(survival, depth))
+        drafted = scheduler.draft_depths(batch, *before_drafting(survival, depth))
         if not drafted.any():
             return _Decision(None, self._machine.cost.plain_seconds(n, context), 0, np.zeros(n, np.bool_))
         level = int(math.log(max(context, 1)) / CONTEXT_LEVEL)
@@ -295,13 +293,6 @@ class _Run:
             "queue.length": 0 if work.users else arrived - self._next,
         }
         return Snapshot(values)
-
-
-def _expected(survival: Floats, depth: Ints | None) -> tuple[Floats, Ints | None]:
-    """What the server expects of drafts before it has them: of a tree, its best nodes on average, at unknown depths."""
-    if depth is None:
-        return survival, None
-    return np.broadcast_to(survival.mean(0), survival.shape), np.ones_like(depth)
 
 
 def _signals(request: list[int]) -> RequestSignals:
