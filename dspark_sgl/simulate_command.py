@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
     policies = [find_policy(name) for name in options.policies]
     machine, about = _machine(options)
     points = [
-        Point(policy.name, label, simulate(policy, workload, machine, options.seed))
+        Point(policy.name, label, simulate(policy, replace(workload, side=options.side), machine, options.seed))
         for label, workload in _loads(options)
         for policy in policies
     ]
@@ -109,17 +109,17 @@ def _loads(options: argparse.Namespace) -> "Iterator[tuple[str, Workload]]":
     if not 0 <= options.side <= 1:
         raise PolicyError("--side", 0, 0, f"must be from 0 to 1, not {options.side:g}")
     if options.trace is not None:
-        yield options.trace.stem, replace(load_trace(options.trace), side=options.side)
+        yield options.trace.stem, load_trace(options.trace)
         return
     given = _numbers("--acceptance", options.acceptance, 0, 1)
     acceptance = [*given, *[given[-1]] * options.block][: options.block]
     shape = (options.requests, options.prompt_tokens, options.output_tokens, acceptance, options.seed)
     if options.rate is not None:
         for rate in _numbers("--rate", options.rate, 1e-6, 1e6):
-            yield f"{rate:g}/s", replace(open_loop(rate, *shape), side=options.side)
+            yield f"{rate:g}/s", open_loop(rate, *shape)
         return
     for users in _numbers("--users", options.users, 1, 1e6):
-        yield f"{users:g} users", replace(closed_loop(int(users), *shape), side=options.side)
+        yield f"{users:g} users", closed_loop(int(users), *shape)
 
 
 def _numbers(option: str, text: str, low: float, high: float) -> list[float]:

@@ -35,13 +35,28 @@ SETTLED = 7
 """Rounds for which "it pays" is not asked again while the batch keeps its size; "it does not" is asked every time."""
 
 
+@dataclass
+class _Wait:
+    """How long steps have been of one kind, and for how long until one of the other is tried."""
+
+    steps: int = 0
+    until: int = FIRST_PROBE
+
+    @property
+    def over(self) -> bool:
+        return self.steps >= self.until
+
+    def again(self) -> None:
+        """It has been tried: from the start, twice as long."""
+        self.steps, self.until = 0, min(2 * self.until, LAST_PROBE)
+
+
 class ValueScheduler:
     """`speed`: tokens per second promised to every user (`slo`), or None (`throughput`)."""
 
     def __init__(self, cost: CostModel, margin: float, causality: str, speed: float | None) -> None:
         self._cost, self._margin, self._causality, self._speed = cost, margin, causality, speed
-        self._plain_steps, self._patience = 0, FIRST_PROBE
-        self._rounds, self._until_plain = 0, FIRST_PROBE
+        self._plain, self._rounds = _Wait(), _Wait()
         self._probed: float | None = None  # what the round in progress is expected to yield, where it is a probe
         self._budgets: list[float] = []
         self._promised: int | None = None
@@ -53,28 +68,28 @@ class ValueScheduler:
             return clipped(UNMEASURED_DEPTH, batch)
         if self._settled > 0 and self._settled_size == batch.size:
             self._settled -= 1
-            self._rounds += 1
+            self._rounds.steps += 1
             return batch.max_depth
         before, self._probed = self._probed, None
-        if self._pays(batch, expected, depth) or batch.min_depth.any():
-            self._plain_steps, self._patience = 0, FIRST_PROBE
-            if self._rounds >= self._until_plain and not batch.min_depth.any():
-                self._rounds, self._until_plain = 0, min(2 * self._until_plain, LAST_PROBE)
+        promised = bool(batch.min_depth.any())
+        if self._pays(batch, expected, depth) or promised:
+            self._plain = _Wait()
+            if self._rounds.over and not promised:
+                self._rounds.again()
                 return np.zeros_like(batch.max_depth)
-            self._rounds += 1
+            self._rounds.steps += 1
             self._settled, self._settled_size = SETTLED, batch.size
             return batch.max_depth
-        self._settled = self._rounds = 0
-        self._until_plain = FIRST_PROBE
-        self._plain_steps += 1
+        self._settled, self._rounds = 0, _Wait()
+        self._plain.steps += 1
         hope = float(expected.sum()) / batch.size
         if before is not None and hope > before:
-            self._patience = FIRST_PROBE
-        elif self._plain_steps < self._patience:
+            self._plain = _Wait()
+        elif not self._plain.over:
             return np.zeros_like(batch.max_depth)
         else:
-            self._patience = min(2 * self._patience, LAST_PROBE)
-        self._plain_steps, self._probed = 0, hope
+            self._plain.again()
+        self._probed = hope
         return batch.max_depth
 
     def _pays(self, batch: Batch, expected: Floats, depth: Ints | None) -> bool:

@@ -258,7 +258,7 @@ def test_a_drafter_without_confidence_comes_back_when_its_drafts_get_good(reques
         return rounds
 
     assert drafted(0.0, 6000)[1000:].mean() < 0.01
-    assert drafted(0.8, 4000)[-500:].mean() > 0.99
+    assert np.count_nonzero(~drafted(0.8, 4000)[-500:]) <= 1, "all rounds but a plain step on trial"
 
 
 def test_the_least_depth_of_a_tree_takes_its_likeliest_nodes_until_one_is_deep_enough():

@@ -229,19 +229,10 @@ def choose_examples(model: LlamaForCausalLM) -> list[Example]:
     g = torch.Generator().manual_seed(0)
     prompts = torch.randint(1, tiny_models.VOCAB, (32, 100), generator=g)
     prompts[1:5, :70] = prompts[1, :70]
-    texts = greedy_texts(model, prompts)
+    texts = tiny_models.greedy(model, prompts, WRITTEN)
     news = [len(set(pairwise(text))) for text in texts.tolist()]
     chosen = [min(range(len(news)), key=news.__getitem__), *range(1, 8)]
     return [Example(prompts[i].tolist(), texts[i].tolist()) for i in chosen]
-
-
-@torch.no_grad()
-def greedy_texts(model: LlamaForCausalLM, prompts: torch.Tensor) -> torch.Tensor:
-    """int64 `[n, WRITTEN]`: the likeliest token after token, each from the whole text anew."""
-    texts = prompts
-    for _ in range(WRITTEN):
-        texts = torch.cat([texts, model(texts).logits[:, -1].argmax(-1, keepdim=True)], dim=1)
-    return texts[:, prompts.shape[1] :]
 
 
 # -- All trials ---------------------------------------------------------------------------------

@@ -89,13 +89,9 @@ def ask(server: Server, **sampling: Any) -> Any:
     return server.post("/generate", {"input_ids": PROMPT, "sampling_params": sampling})
 
 
-@torch.no_grad()
 def greedy(model: LlamaForCausalLM, count: int) -> list[int]:
-    """The likeliest token after token of PROMPT, from transformers."""
-    text = torch.tensor([PROMPT])
-    for _ in range(count):
-        text = torch.cat([text, model(text).logits[:, -1:].argmax(-1)], dim=1)
-    written: list[int] = text[0, len(PROMPT) :].tolist()
+    """What the target writes after PROMPT."""
+    written: list[int] = tiny_models.greedy(model, torch.tensor([PROMPT]), count)[0].tolist()
     return written
 
 

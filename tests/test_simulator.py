@@ -142,6 +142,11 @@ def test_a_pause_is_idle_time_for_one_and_spaces_many():
     alone = simulate(find_policy("off"), closed_loop(1, 10, 100, 21, [0.8], spread=0, pause=pause), machine())
     assert alone.seconds == pytest.approx(10 * (0.01 + 20 * PLAIN_S) + 9 * pause)
     assert alone.ttft_s == pytest.approx(0.01)
+    busy, paused = (
+        simulate(find_policy("off"), closed_loop(2, 100, 100, 21, [0.8], pause=wait), machine()) for wait in (0, pause)
+    )
+    assert 1.1 * busy.seconds < paused.seconds < busy.seconds + 100 * pause
+    assert paused.output_tps * paused.seconds == busy.output_tps * busy.seconds
     pause, step = 0.001, PLAIN_S + 3 * ROW_S
     four = simulate(find_policy("off"), closed_loop(4, 8, 100, 21, [0.8], spread=0, pause=pause), machine())
     assert four.seconds == pytest.approx(2 * (2 * 0.01 + 20 * step) + pause)

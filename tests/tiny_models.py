@@ -40,6 +40,15 @@ def write_target(folder: Path, seed: int = 0) -> LlamaForCausalLM:
     return model
 
 
+@torch.no_grad()
+def greedy(model: LlamaForCausalLM, prompts: Tensor, count: int) -> Tensor:
+    """int64 `[n, count]`: the likeliest token after token of prompts `[n, p]`, each from the whole text anew."""
+    texts = prompts
+    for _ in range(count):
+        texts = torch.cat([texts, model(texts).logits[:, -1].argmax(-1, keepdim=True)], dim=1)
+    return texts[:, prompts.shape[1] :]
+
+
 def write_draft(folder: Path) -> None:
     """A DeepSpec checkpoint of random weights: it drafts badly, and must not bias anything."""
     g = torch.Generator().manual_seed(1)
