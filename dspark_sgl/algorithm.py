@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from sglang.srt.managers.overlap_utils import FutureMap
+from sglang.srt.model_executor.cuda_graph_config import Backend, Phase, with_phase
+from sglang.srt.platforms import current_platform
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
@@ -18,6 +20,7 @@ from dspark_sgl.policies.shape import most_nodes
 from dspark_sgl.policies.shipped import find_policy
 from dspark_sgl.spec_algos.protocol import Drafter
 
+from .cpu_platform import CpuPlatform
 from .draft_spelling import as_sglang_reads_it
 from .drafts import DraftError, check_draft, find_draft, read_draft_config
 from .settings import policy_name
@@ -92,9 +95,13 @@ class DrafterAlgorithm(CustomSpecAlgo):
             raise DraftError(f"{self.name} does not run with pipeline parallelism; remove --pp-size {args.pp_size}")
         if args.speculative_num_steps is not None and args.speculative_num_steps < 1:
             raise DraftError("--speculative-num-steps must be at least 1; for plain decoding use --dspark-policy off")
+        if not isinstance(current_platform, CpuPlatform):
+            _use_flashinfer(args, self.name)
         policy = find_policy(policy_name())
         args.disable_overlap_schedule = True
-        args.disable_decode_cuda_graph = True
+        # The graphs of a round are ours (graphs.py), and so this says only whether the user wants any.
+        args.disable_decode_cuda_graph = args.cuda_graph_config.decode.backend == Backend.DISABLED
+        args.cuda_graph_config = with_phase(args.cuda_graph_config, Phase.DECODE, backend=Backend.DISABLED)
         args.enable_mixed_chunk = False
         args.enable_metrics = True  # a policy that nobody can watch is not one to trust
         args.speculative_eagle_topk = 1
@@ -131,6 +138,16 @@ class DrafterAlgorithm(CustomSpecAlgo):
             )
         check_draft(path, target, self.name)
         return Path(path) if self.drafter_class.recurrent else as_sglang_reads_it(Path(path))
+
+
+def _use_flashinfer(args: Any, algorithm: str) -> None:
+    """The one attention backend for a GPU that takes a mask of our own making, in graphs and out of them."""
+    others = {args.attention_backend, args.prefill_attention_backend, args.decode_attention_backend}
+    if others - {None, "flashinfer"}:
+        # By now SGLang has put its own choice for this GPU where the user made none, and both look alike.
+        logger.info("%s: attention runs on FlashInfer, which takes the masks of its trees", algorithm)
+    args.attention_backend = "flashinfer"
+    args.prefill_attention_backend = args.decode_attention_backend = None
 
 
 def _local(name: str, revision: str | None) -> Path:

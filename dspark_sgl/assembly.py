@@ -24,6 +24,7 @@ from dspark_sgl.spec_algos.protocol import Drafter
 
 from .cache import cache_dir
 from .governor import Governor
+from .graphs import VerifyGraphs
 from .load import LoadMeter
 from .metrics import Metrics
 from .policy_watch import PolicyWatch
@@ -37,11 +38,11 @@ logger = logging.getLogger(__name__)
 
 
 def build_governor(
-    target: Any, drafter: Drafter, capture: CaptureHiddenMode, block: int, width: int
+    target: Any, drafter: Drafter, capture: CaptureHiddenMode, block: int, width: int, graphs: VerifyGraphs | None
 ) -> Governor | None:
     """The governor on rank 0; None on the others, which run the profile's forwards along with it."""
-    profiler = StepProfiler(target, drafter, capture, block, width)
-    cost = _measured_cost(_facts(target, drafter, block), profiler)
+    profiler = StepProfiler(target, drafter, capture, block, width, graphs)
+    cost = _measured_cost(_facts(target, drafter, block, graphs), profiler)
     if not is_leader():
         return None
     metrics = Metrics(get_parallel().dp_rank or 0) if get_observability().enable_metrics else None
@@ -71,7 +72,7 @@ def cost_file(facts: dict[str, object]) -> Path:
     return cache_dir("costs") / f"{digest}.json"
 
 
-def _facts(target: Any, drafter: Drafter, block: int) -> dict[str, object]:
+def _facts(target: Any, drafter: Drafter, block: int, graphs: VerifyGraphs | None) -> dict[str, object]:
     """Everything that a step's cost depends on."""
     device = torch.device(target.device)
     on_cpu = device.type == "cpu"
@@ -85,6 +86,7 @@ def _facts(target: Any, drafter: Drafter, block: int) -> dict[str, object]:
         "block": block,
         "tp": get_parallel().tp_size,
         "attention": type(target.attn_backend).__name__,
+        "graphs": [] if graphs is None else graphs.widths,
         "sglang": version("sglang"),
     }
 

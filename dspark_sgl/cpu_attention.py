@@ -143,7 +143,7 @@ def read_batch(forward_batch: ForwardBatch, req_to_token: torch.Tensor) -> Batch
     first = torch.cumsum(torch.tensor([0, *rows[:-1]]), 0)[row_of]
     slots[row_of, start + torch.arange(len(row_of)) - first] = forward_batch.out_cache_loc.long()
     tree = getattr(spec, "tree_mask", None)
-    if tree is None and getattr(spec, "custom_mask", None) is not None:
+    if not hasattr(spec, "tree_mask") and getattr(spec, "custom_mask", None) is not None:
         raise NotImplementedError(f"attention backend {NAME!r} reads spec_info.tree_mask, not custom_mask")
     depth = None if tree is None else forward_batch.positions - start
     return Batch(rows, prefix, slots, tree, depth)

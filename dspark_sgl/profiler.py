@@ -21,6 +21,7 @@ from dspark_sgl.kernels.layout import chain_layout
 from dspark_sgl.policies.cost import CostPoint
 from dspark_sgl.spec_algos.protocol import Commit, Drafter, History, Round
 
+from .graphs import VerifyGraphs, live_rows
 from .ranks import agree
 from .verify_input import VerifyInput
 
@@ -64,8 +65,16 @@ class Load:
 class StepProfiler:
     """Times the steps of one worker. `width`: KV slots reserved per request and round, the anchor's included."""
 
-    def __init__(self, target: Any, drafter: Drafter, capture: CaptureHiddenMode, block: int, width: int) -> None:
-        self._target, self._drafter, self._capture = target, drafter, capture
+    def __init__(
+        self,
+        target: Any,
+        drafter: Drafter,
+        capture: CaptureHiddenMode,
+        block: int,
+        width: int,
+        graphs: VerifyGraphs | None = None,
+    ) -> None:
+        self._target, self._drafter, self._capture, self._graphs = target, drafter, capture, graphs
         self._block, self._width = block, width
         self._table: Tensor = target.req_to_token_pool.req_to_token
         self._capacity = int(target.token_to_kv_pool_allocator.available_size())
@@ -151,11 +160,15 @@ class StepProfiler:
         """A verify of `depth` drafts per request, all accepted: what follows it is at its dearest."""
         drafts = torch.ones(load.count, depth, dtype=torch.int64, device=load.lens.device)
         layout = chain_layout(drafts[:, 0], drafts, [depth] * load.count)
-        spec = VerifyInput(layout, load.lens, self._capture)
-        slots = load.slots[:, : depth + 1].flatten()
-        batch = self._batch(ForwardMode.TARGET_VERIFY, load, layout.pack(layout.tokens), spec.positions, slots, 0)
+        wide = layout if self._graphs is None else self._graphs.fit(layout)
+        spec = VerifyInput(wide, load.lens, self._capture)
+        slots = load.slots[:, : wide.max_width].flatten()
+        batch = self._batch(ForwardMode.TARGET_VERIFY, load, wide.pack(wide.tokens), spec.positions, slots, 0)
         batch.spec_info = spec
-        self._finish(self._target.forward(batch).logits_output, load, spec.positions, slots)
+        output = self._target.forward(batch).logits_output
+        live_rows(layout, wide, output)
+        positions = layout.pack(load.lens[:, None] + layout.depths)
+        self._finish(output, load, positions, load.slots[:, : depth + 1].flatten())
 
     def _finish(self, output: Any, load: Load, positions: Tensor, slots: Tensor) -> None:
         output.next_token_logits.argmax(-1)

@@ -20,6 +20,7 @@ class VerifyInput(SpecInput):
     positions: int64 `[rows]`, `lens[request] + depth`
     qo_lens: rows of each request, for backends that plan on the host
     tree_mask: bool `[rows, W]`, None for chains (which are causal)
+    custom_mask: there is one, which is all that FlashInfer's backend asks of this name before it captures a graph
     """
 
     def __init__(self, layout: TreeLayout, lens: Tensor, capture: CaptureHiddenMode) -> None:
@@ -32,6 +33,7 @@ class VerifyInput(SpecInput):
         self.positions = layout.pack(lens[:, None] + layout.depths)
         self.qo_lens = list(layout.widths)
         self.tree_mask = None if layout.is_chain else layout.ancestor_mask()
+        self.custom_mask = self.positions
 
     def generate_attn_arg_prefill(
         self,
@@ -50,12 +52,15 @@ class VerifyInput(SpecInput):
             of it that begins at `kv_start_idx`
         The mask is flat: for every row, its whole prefix, then its ancestors among the request's rows.
         """
-        device = paged_kernel_lens.device
-        widths = torch.tensor(self.layout.widths, dtype=torch.int64, device=device)
-        kv_lens = paged_kernel_lens + widths
-        kv_indptr = torch.zeros(widths.shape[0] + 1, dtype=torch.int32, device=device)
+        device, requests = paged_kernel_lens.device, paged_kernel_lens.shape[0]
+        # A graph's batch is padded with requests that are not there.
+        layout = (
+            self.layout if requests == self.layout.batch_size else self.layout.padded(requests, self.layout.max_width)
+        )
+        kv_lens = paged_kernel_lens + torch.tensor(layout.widths, dtype=torch.int64, device=device)
+        kv_indptr = torch.zeros(requests + 1, dtype=torch.int32, device=device)
         kv_indptr[1:] = kv_lens.cumsum(0)
-        total = paged_kernel_lens_sum + sum(self.layout.widths)
+        total = paged_kernel_lens_sum + sum(layout.widths)
         kv_indices = torch.empty(total, dtype=torch.int32, device=device)
         translator.pack_read_stream(
             plan,
@@ -66,4 +71,4 @@ class VerifyInput(SpecInput):
             kv_start_idx=kv_start_idx,
             kind=kind,
         )
-        return kv_indices, kv_indptr, self.layout.qo_indptr, flat_mask(self.layout, paged_kernel_lens)
+        return kv_indices, kv_indptr, layout.qo_indptr, flat_mask(layout, paged_kernel_lens)

@@ -31,6 +31,7 @@ from .commits import path_commit, prefill_commit, step_commit
 from .constraints import GrammarRows, constrain
 from .decode_state import DecodeState
 from .governor import Governor
+from .graphs import VerifyGraphs, capture_graphs, live_rows
 from .outcome import attach_logprobs, step_result
 from .plan import Plan
 from .ranks import agree
@@ -64,6 +65,7 @@ class SpecWorker(BaseSpecWorker):
         self._generator = torch.Generator(device=self.device).manual_seed(int(target_worker.random_seed))
         self._requests = RequestBook()
         self._governor: Governor | None = None
+        self._graphs: VerifyGraphs | None = None
         self._capture = CaptureHiddenMode.FULL if self._drafter.uses_target_hidden else CaptureHiddenMode.NULL
         self.clock = RoundClock()
 
@@ -84,13 +86,13 @@ class SpecWorker(BaseSpecWorker):
         self._drafter.ready()
 
     def init_cuda_graphs(self) -> None:
-        """The last thing before requests come: everything can run now, so its cost is measured.
-
-        Rounds run eagerly: graphs of ragged verify are not captured yet.
-        """
+        """The last thing before requests come: everything can run now, so its cost is measured."""
         if self.draft_worker is not None:
             self.draft_worker.init_cuda_graphs(capture_decode_cuda_graph=False)
-        self._governor = build_governor(self._target, self._drafter, self._capture, self._block, self._width)
+        self._graphs = capture_graphs(self._target, self._drafter, self._capture, self._block, self._width)
+        self._governor = build_governor(
+            self._target, self._drafter, self._capture, self._block, self._width, self._graphs
+        )
 
     def weight_update_runners(self) -> list[tuple[str, Any]]:
         """None: new weights on a running server are the target's. A draft trained for the old ones stays exact."""
@@ -181,7 +183,7 @@ class SpecWorker(BaseSpecWorker):
         batch.out_cache_loc = slots
         batch.seq_lens = state.lens + 1
         batch.seq_lens_cpu = batch.seq_lens_cpu + 1
-        batch.seq_lens_sum = None
+        batch.seq_lens_sum = int(batch.seq_lens_cpu.sum())
         batch.spec_info = None
         result = self._target_worker.forward_batch_generation(batch, capture_hidden_mode=self._capture)
         output, anchors = result.logits_output, agree(result.next_token_ids.to(torch.int64))
@@ -208,7 +210,7 @@ class SpecWorker(BaseSpecWorker):
             layout = self._select(state.anchors, proposal)
             rows = layout.pack(slots[:, : layout.max_width])
         with clock.phase("verify"):
-            output = self._verify(batch, state, layout, rows)
+            output = self._verify(batch, state, layout, slots)
         with clock.phase("accept"):
             constrain(output.next_token_logits, layout, batch.sampling_info, GrammarRows.build(layout, batch))
             accepted = _agreed(
@@ -271,13 +273,16 @@ class SpecWorker(BaseSpecWorker):
             return chain_layout(anchors, tokens, kept.sum(1).tolist())
         return tree_layout(anchors, tokens, parents, kept)
 
-    def _verify(self, batch: Any, state: DecodeState, layout: TreeLayout, rows: Tensor) -> Any:
+    def _verify(self, batch: Any, state: DecodeState, layout: TreeLayout, slots: Tensor) -> Any:
         """One target forward over every row of every tree; logits `[rows, V]` and hidden states `[rows, K H]`."""
+        wide = layout if self._graphs is None else self._graphs.fit(layout)
         batch.forward_mode = ForwardMode.TARGET_VERIFY
-        batch.input_ids = layout.pack(layout.tokens)
-        batch.out_cache_loc = rows
-        batch.spec_info = VerifyInput(layout, state.lens, self._capture)
+        batch.input_ids = wide.pack(wide.tokens)
+        batch.out_cache_loc = wide.pack(slots[:, : wide.max_width])
+        batch.seq_lens_sum = int(batch.seq_lens_cpu.sum())
+        batch.spec_info = VerifyInput(wide, state.lens, self._capture)
         result = self._target_worker.forward_batch_generation(batch, is_verify=True, capture_hidden_mode=self._capture)
+        live_rows(layout, wide, result.logits_output)
         return result.logits_output
 
     def _commit(

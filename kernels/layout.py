@@ -7,7 +7,7 @@ decides which draft tokens are worth a row (policies do) nor whether one is acce
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -89,6 +89,25 @@ class TreeLayout:
         padded = packed.new_full(shape, fill)
         padded[self.valid] = packed
         return padded
+
+    def padded(self, requests: int, width: int) -> TreeLayout:
+        """The same trees among `requests` requests of `width` rows each: the rows and requests added are dead.
+
+        A dead row is token 0 at the anchor's place and nobody's child.
+        """
+        if self.widths == (width,) * requests:
+            return self
+        more = (0, width - self.max_width, 0, requests - self.batch_size)
+        pad = torch.nn.functional.pad
+        return replace(
+            self,
+            widths=(width,) * requests,
+            tokens=pad(self.tokens, more),
+            parents=pad(self.parents, more, value=ROOT),
+            depths=pad(self.depths, more),
+            is_chain=False,
+            nodes=None,
+        )
 
     def ancestor_mask(self) -> Tensor:
         """bool `[rows, W]`: entry (i, j) says that row j of the same request is row i or one of its ancestors."""

@@ -62,7 +62,10 @@ class BlockDrafter(Drafter):
         self._shape = self._block_shape(self._runner.model_config.hf_config)
         self._block = min(self._shape.drafts, context.block)
         lm_head = unwrap_lora_layer(target.model.lm_head)
-        self._share(unwrap_lora_layer(target.model.get_input_embeddings()), lm_head)
+        embed_tokens = unwrap_lora_layer(target.model.get_input_embeddings())
+        self._share(embed_tokens, lm_head)
+        # A graph is handed embeddings where the model does not say that it makes them itself.
+        self._embed = None if hasattr(self._model, "forward_embed") else embed_tokens
         folder = Path(self._runner.model_config.model_path)
         self._head = DraftHead(lm_head, hot=hot_vocabulary(folder, lm_head.weight.device))
         if torch.device(target.device).type == "cpu":
@@ -100,6 +103,10 @@ class BlockDrafter(Drafter):
     @property
     def draft_worker(self) -> Any:
         return self._worker
+
+    @property
+    def block_rows(self) -> int:
+        return self._shape.rows
 
     def target_changed(self) -> None:
         self._head.refresh()
@@ -161,6 +168,7 @@ class BlockDrafter(Drafter):
             forward_mode=ForwardMode.TARGET_VERIFY,
             batch_size=bs,
             input_ids=block.flatten(),
+            input_embeds=None if self._embed is None else self._embed(block.flatten()),
             req_pool_indices=round.req_slots,
             seq_lens=round.lens,
             out_cache_loc=round.cache_locs[:, :rows].flatten(),

