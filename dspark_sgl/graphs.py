@@ -88,7 +88,7 @@ def capture_graphs(
     target: Any, drafter: Drafter, capture: CaptureHiddenMode, block: int, width: int
 ) -> VerifyGraphs | None:
     """Capture them and hand them to SGLang's runners; None without a CUDA device, or where graphs are switched off."""
-    if torch.device(target.device).type != "cuda" or get_exec().graph.disable_decode_cuda_graph:
+    if target.device != "cuda" or get_exec().graph.disable_decode_cuda_graph:
         return None
     graphs = VerifyGraphs(target, ladder(width, block), capture)
     target.decode_cuda_graph_runner = graphs
@@ -103,9 +103,10 @@ def capture_graphs(
 
 
 def ladder(width: int, block: int) -> list[int]:
-    """Rows per request worth a graph: powers of two, a whole block and its anchor, and the widest tree."""
-    rungs = {2**k for k in range(1, width.bit_length()) if 2**k < width}
-    return sorted({rung for rung in (*rungs, block + 1, width) if rung <= width})
+    """Rows per request worth a graph: a whole block and its anchor, the widest tree, powers of two not near either."""
+    whole = {min(block + 1, width), width}
+    powers = (2**k for k in range(1, width.bit_length()))
+    return sorted(whole | {p for p in powers if p < width and all(abs(p - w) > p // 4 for w in whole)})
 
 
 def batch_sizes(width: int) -> list[int]:

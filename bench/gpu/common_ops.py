@@ -6,6 +6,9 @@ FlashInfer; what is left of a dense model's path is here. Any other operation fa
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType, SimpleNamespace
+
 import torch
 
 _library = torch.library.Library("sgl_kernel", "FRAGMENT")
@@ -28,3 +31,18 @@ def _silu_and_mul(out: torch.Tensor, x: torch.Tensor) -> None:
 
 _define("weak_ref_tensor(Tensor(a) tensor) -> Tensor(a)", _weak_ref_tensor)
 _define("silu_and_mul(Tensor! out, Tensor input) -> ()", _silu_and_mul)
+
+
+class _NotForThisGPU(ModuleType):
+    """A feature of later GPUs whose module imports a compiler of its own at the top; it answers that it cannot run."""
+
+    DualGemmQuantMode = SimpleNamespace(UNQUANT=0, FP8=1)
+    MAX_DUAL_GEMM_DECODE_TOKENS = 0
+
+    @staticmethod
+    def can_use_dual_gemm(*_: object, **__: object) -> bool:
+        return False
+
+
+_DUAL_GEMM = "sglang.kernels.ops.gemm.cutedsl_dual_gemm"
+sys.modules[_DUAL_GEMM] = _NotForThisGPU(_DUAL_GEMM)
