@@ -26,7 +26,7 @@ from .verify_input import VerifyInput
 
 logger = logging.getLogger(__name__)
 
-MOST_ROWS = 512
+MOST_ROWS = 1024
 """Of a verify graph. Beyond it a step is long enough that launching its kernels one by one is hidden."""
 
 

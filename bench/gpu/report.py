@@ -1,7 +1,8 @@
 """Runs everything in this folder and writes it down, newest first.
 
-    python -m bench.gpu.report [--out docs/gpu.md] [--small]
+    python -m bench.gpu.report [--out docs/gpu.md] [--bundle build/gpu] [--small]
 
+`--bundle`: the parts that `bench/gpu/pack` wrote; with them, FlashInfer's masks are checked and servers are measured.
 `--small` is for a machine without a GPU: the same code on small sizes in Triton's interpreter, printed and not written.
 Exits 1 when a check fails; what failed is written too.
 """
@@ -15,7 +16,11 @@ import subprocess
 import sys
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
+
+from .bundle import Bundle
+from .serving import Fleet, measure_serving, serving_table
 
 TESTS = ("tests/test_kernels_triton.py", "tests/test_kernels_nan.py")
 PACKAGES = ("torch", "triton", "flashinfer-python", "sglang")
@@ -30,32 +35,58 @@ NOTHING = "Nothing yet: no GPU has been at hand.\n"
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("docs/gpu.md"))
+    parser.add_argument("--bundle", type=Path, metavar="PARTS")
+    parser.add_argument("--logs", type=Path, default=Path("/tmp"), help="where servers' logs go (default: /tmp)")
     parser.add_argument("--small", action="store_true")
     options = parser.parse_args()
     if options.small:
         os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
-    from .masks import check_masks
     from .timings import measure
 
-    passed, said = kernel_tests(options.small)
-    masks = check_masks(options.small)
-    rows = measure(options.small)
-    lines = [
-        *(f"## {date.today().isoformat()}, {device()}", "", versions(), ""),
-        *(f"Kernels against references: {said}.", "", f"FlashInfer's attention under our masks: {masks.said}.", ""),
-        *(*table(rows), ""),
-    ]
+    bundle = Bundle.unpacked(options.bundle) if options.bundle else None
+    # Servers import for a minute, which the GPU is idle in; the kernels are timed before any of them computes.
+    fleet = None if bundle is None else Fleet(bundle.target, bundle.draft, bundle.environment, options.logs)
+    lines = [f"## {date.today().isoformat()}, {device()}", "", versions(), ""]
+    passed = []
+    try:
+        lines += [*table(measure(options.small)), ""]
+        print("\n".join(lines), flush=True)
+        for what, (good, said) in (
+            ("Kernels against references", kernel_tests(options.small)),
+            ("FlashInfer's attention under our masks", mask_check(options.small, bundle)),
+        ):
+            passed.append(good)
+            lines[4:4] = [f"{what}: {said}.", ""]
+            print(f"{what}: {said}", flush=True)
+        if fleet is not None:
+            fleet.wait(60)
+            print("ready:", ", ".join(fleet.ready), flush=True)
+            lines += [*serving_table(measure_serving(fleet, 60)), "", *(f"- {line}" for line in fleet.failures()), ""]
+    finally:
+        if fleet is not None:
+            fleet.stop()
     section = "\n".join(lines)
     print(section)
     if not options.small:
         before = options.out.read_text().removeprefix(HEAD).replace(NOTHING, "") if options.out.exists() else ""
         options.out.write_text("\n".join([HEAD, section, before.lstrip("\n")]).rstrip("\n") + "\n")
-    return 0 if passed and masks.passed else 1
+    return 0 if all(passed) else 1
+
+
+def mask_check(small: bool, bundle: Bundle | None) -> tuple[bool, str]:
+    """In a process of its own, whose FlashInfer may be the bundle's."""
+    if small:
+        return True, "not run, no GPU"
+    environment = dict(os.environ) if bundle is None else bundle.environment
+    command = [sys.executable, "-m", "bench.gpu.masks"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    return done.returncode == 0, (done.stdout.strip() or done.stderr.strip()[-300:])
 
 
 def kernel_tests(small: bool) -> tuple[bool, str]:
     """The same tests that run in Triton's interpreter elsewhere; small: one of them."""
     chosen = ["-k", "empty_residual"] if small else []
+    chosen += ["-n", "10"] if not small and find_spec("xdist") else []
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS, *chosen]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
