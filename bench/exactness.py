@@ -4,8 +4,8 @@
                               [--json OUT]
 
 Radix cache on, prefill in chunks of 64 tokens. One plain server gives the reference; one speculating server gives the
-rest: chains of these depths, then whole trees by policies of `bench/policies`. Where an answer parts from the
-reference, plain decoding is asked how near its two best tokens were: in float32 a logit is known to some 1e-5, and of
+rest: chains of these depths, then whole trees by policies of `bench/policies`. The plain server answers once more as a
+control: where its own answers differ, no speculation was at work. Where an answer parts from the reference, plain decoding is asked how near its two best tokens were: in float32 a logit is known to some 1e-5, and of
 two nearer than that the batch decides, with speculation or without. Exits 1 when an output differs anywhere else.
 """
 
@@ -75,12 +75,14 @@ def main() -> int:
     with Server(model) as plain, Server([*model, *SPECULATE, str(policy)]) as server:
         wanted = generate(plain, prompts, 8, "plain", max_new_tokens=options.tokens)
         for concurrency in map(int, _list(options.concurrency)):
-            for name, text, limit in arms:
-                server.edit_policy(policy, text)
-                server.flush()
+            for name, text, limit in [("plain again", None, {}), *arms]:
+                asks = plain if text is None else server
+                if text is not None:
+                    server.edit_policy(policy, text)
+                asks.flush()
                 label = f"{name}, {concurrency} at a time"
                 asked = {"max_new_tokens": options.tokens, "custom_params": {"dspark": limit}}
-                got = generate(server, prompts, concurrency, label, **asked)
+                got = generate(asks, prompts, concurrency, label, **asked)
                 pairs = enumerate(zip(got, wanted, strict=True))
                 gaps = {i: gap(plain, prompts[i], mine, its) for i, (mine, its) in pairs if mine != its}
                 results.append({"arm": name, "concurrency": concurrency, "of": len(prompts), "different": gaps})
