@@ -3,10 +3,11 @@
     python -m bench.exactness [--prompts 200] [--tokens 128] [--depths 1,3,7] [--trees tree-16] [--concurrency 1,8]
                               [--json OUT]
 
-Radix cache on, prefill in chunks of 64 tokens. One plain server gives the reference; one speculating server gives the
-rest: chains of these depths, then whole trees by policies of `bench/policies`. The plain server answers once more as a
-control: where its own answers differ, no speculation was at work. Where an answer parts from the reference, plain decoding is asked how near its two best tokens were: in float32 a logit is known to some 1e-5, and of
-two nearer than that the batch decides, with speculation or without. Exits 1 when an output differs anywhere else.
+Radix cache on, prefill in chunks of 64 tokens. One plain server gives the reference, eight answers at a time; one
+speculating server gives the rest: chains of these depths, then whole trees by policies of `bench/policies`. The plain
+server answers once more as a control: where its own answers differ, no speculation was at work. Where an answer parts
+from the reference, plain decoding is asked how near its two best tokens were: in float32 a logit is known to some 1e-5,
+and of two nearer than that the batch decides. Exits 1 when an output differs anywhere else.
 """
 
 from __future__ import annotations

@@ -74,6 +74,7 @@ _WORKER = (
     ),
     _srt("runtime_context.get_spec", "", "the speculative settings in force"),
     _srt("runtime_context.get_parallel", "", "agreeing across tensor-parallel ranks"),
+    _srt("runtime_context.get_exec", "", "whether CUDA graphs are wanted"),
     _srt("runtime_context.get_observability", "", "whether the server has metrics"),
     _srt("speculative.spec_info.SpecInput", "", "what a batch carries between rounds"),
     _srt("speculative.spec_info.SpecInputType.DFLASH_DRAFT", "", "what a batch carries between rounds"),
@@ -84,6 +85,24 @@ _WORKER = (
 )
 
 _FORWARD = (
+    _srt(
+        "model_executor.runner.DecodeCudaGraphRunner.__init__",
+        "model_runner attn_backend speculative_num_steps speculative_num_draft_tokens",
+        "CUDA graphs of a round",
+    ),
+    _srt("model_executor.runner.DecodeCudaGraphRunner.can_run_graph", "forward_batch", "CUDA graphs of a round"),
+    _srt(
+        "model_executor.runner.DecodeCudaGraphRunner.execute",
+        "forward_batch pp_proxy_tensors",
+        "CUDA graphs of a round",
+    ),
+    _srt(
+        "model_executor.runner.DecodeCudaGraphRunner.get_spec_info",
+        "num_tokens",
+        "what a verify graph is captured with",
+    ),
+    _srt("model_executor.graph_shared_output.GraphSharedOutput.__init__", "device max_rows", "CUDA graphs of a round"),
+    _srt("model_executor.model_runner.ModelRunner._get_attention_backend", "", "an attention plan for each width"),
     _srt("model_executor.forward_batch_info.CaptureHiddenMode.FULL", "", "the target's hidden states"),
     _srt("model_executor.forward_batch_info.ForwardMode.TARGET_VERIFY", "", "the verify forward"),
     _srt("model_executor.forward_batch_info.ForwardMode.DECODE", "", "a round without speculation; a draft's step"),
@@ -162,8 +181,9 @@ _CPU = (
     _srt("platforms.device_mixin.PlatformEnum.OOT", "", "serving without a GPU"),
     _srt("platforms.cpu.CpuDeviceMixin", "", "serving without a GPU"),
     _srt("platforms.current_platform", "", "knowing whether our CPU platform is in charge"),
-    _srt("model_executor.cuda_graph_config.Backend.DISABLED", "", "no graphs on a CPU"),
+    _srt("model_executor.cuda_graph_config.Backend.DISABLED", "", "no graphs on a CPU; ours elsewhere"),
     _srt("model_executor.cuda_graph_config.Phase.PREFILL", "", "no graphs on a CPU"),
+    _srt("model_executor.cuda_graph_config.Phase.DECODE", "", "graphs of our own"),
     _srt("model_executor.cuda_graph_config.with_phase", "backend", "no graphs on a CPU"),
     _srt("mem_cache.memory_pool.MHATokenToKVPool.move_kv_cache", "", "keeping the accepted path's KV on a CPU"),
     _srt("mem_cache.memory_pool.MHATokenToKVPool._init_kv_copy_and_warmup", "", "no Triton copy on a CPU"),

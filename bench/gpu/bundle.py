@@ -1,6 +1,8 @@
 """What a GPU machine without network lacks, in parts that travel: SGLang and its needs as a folder, the demo's target.
 
-    bench/gpu/pack [--out build/gpu] [--part-mib 34]           here, with network: downloads wheels, writes the parts
+    bench/gpu/pack [--out build/gpu] [--part-mib 34]           here, with network: downloads wheels, writes the parts,
+                                                               and where there is an nvcc, compiles what would
+                                                               be compiled at every start there (ten minutes)
     python -m bench.gpu.bundle --unpack build/gpu [--to DIR]   there: joins the parts that have come
 
 Assumes Python 3.12 on x86-64 Linux there, with torch, triton, transformers, nvcc and ninja. The compiled half of
@@ -14,12 +16,15 @@ import io
 import lzma
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from .prebuild import prebuild
 
 ROOT = Path(__file__).parents[2]
 PLACE = Path("/tmp/dspark-gpu")
@@ -79,7 +84,7 @@ LEFT_BEHIND = re.compile(
     | sglang/(multimodal_gen|test)/
     | sglang/srt/rust_extensions/.*\.so$ | sglang/srt/mem_cache/rust_tree_core/.*\.so$
     | flashinfer/data/csrc/.*(cake|trtllm|moe|nv_internal|xqa|gemm|fmha|mla|gdn|mamba|msa_|bmm|comm|nvfp4).*
-    | flashinfer/data/cutlass/(?!include/) | .*/mma_sm90_gmma_(sparse_)?ext[.]hpp
+    | flashinfer/data/cutlass/(?!include/)
     | flashinfer/(fused_moe|moe_ep|experimental)/.*\.(cu|cuh|h|hpp|json|so|cubin|bin)$
     | mistral_common/data/ | pycountry/locales/ | .*/tests?/ | .*\.pyi$ | .*\.dist-info/(licenses/|LICENSE|sboms/)
     """,
@@ -122,6 +127,10 @@ def main() -> int:
         for part in split(whole, options.out, options.part_mib << 20):
             print(f"{part}  {part.stat().st_size / 2**20:.1f} MiB")
     site.unlink()
+    if shutil.which("nvcc"):
+        kernels = options.out / "kernels.tar.xz.part0of1"
+        prebuild(kernels)
+        print(f"{kernels}  {kernels.stat().st_size / 2**20:.1f} MiB")
     return 0
 
 
@@ -194,6 +203,7 @@ class Bundle:
             "SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND": "python",
             "SGLANG_JIT_CACHE_DIR": str(to / "jit"),
             "FLASHINFER_WORKSPACE_BASE": str(to),
+            "SGLANG_FLASHINFER_USE_PAGED": "1",  # prefill by the module that verifies, and no other to compile
             "XDG_CACHE_HOME": str(to / "cache"),
             "TRITON_CACHE_DIR": str(to / "triton"),
             "HF_HUB_OFFLINE": "1",

@@ -50,17 +50,17 @@ def main() -> int:
     passed = []
     try:
         lines += [*table(measure(options.small)), ""]
-        print("\n".join(lines), flush=True)
+        say("\n".join(lines))
         for what, (good, said) in (
             ("Kernels against references", kernel_tests(options.small)),
             ("FlashInfer's attention under our masks", mask_check(options.small, bundle)),
         ):
             passed.append(good)
             lines[4:4] = [f"{what}: {said}.", ""]
-            print(f"{what}: {said}", flush=True)
+            say(f"{what}: {said}")
         if fleet is not None:
             fleet.wait(60)
-            print("ready:", ", ".join(fleet.ready), flush=True)
+            say(f"ready: {', '.join(fleet.ready)}")
             lines += [*serving_table(measure_serving(fleet, 60)), "", *(f"- {line}" for line in fleet.failures()), ""]
     finally:
         if fleet is not None:
@@ -71,6 +71,11 @@ def main() -> int:
         before = options.out.read_text().removeprefix(HEAD).replace(NOTHING, "") if options.out.exists() else ""
         options.out.write_text("\n".join([HEAD, section, before.lstrip("\n")]).rstrip("\n") + "\n")
     return 0 if all(passed) else 1
+
+
+def say(text: str) -> None:
+    """As soon as it is known: the machine may be taken away before the end."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def mask_check(small: bool, bundle: Bundle | None) -> tuple[bool, str]:

@@ -1,0 +1,111 @@
+"""What can be said of the CUDA graphs without a GPU: which rung a batch takes, and what its padding sees."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dspark_sgl.graphs import VerifyGraphs, batch_sizes, ladder, live_rows
+from dspark_sgl.kernels.layout import TreeLayout, chain_layout, tree_layout
+from dspark_sgl.verify_input import VerifyInput
+
+
+def ragged_chain() -> TreeLayout:
+    drafts = torch.tensor([[11, 12, 13], [21, 22, 23]])
+    return chain_layout(torch.tensor([10, 20]), drafts, [3, 1])
+
+
+def ragged_tree() -> TreeLayout:
+    drafts, parents = torch.tensor([[11, 12, 13], [21, 22, 23]]), torch.tensor([[0, 0, 1], [0, 1, 1]])
+    return tree_layout(torch.tensor([10, 20]), drafts, parents, torch.tensor([[True] * 3, [True, False, False]]))
+
+
+@pytest.mark.parametrize(
+    ("width", "block", "rungs"),
+    [(7, 6, [2, 4, 7]), (33, 6, [2, 4, 7, 16, 33]), (17, 7, [2, 4, 8, 17]), (2, 1, [2]), (16, 15, [2, 4, 8, 16])],
+)
+def test_the_ladder_has_the_block_and_the_widest_tree(width: int, block: int, rungs: list[int]) -> None:
+    assert ladder(width, block) == rungs
+
+
+def test_wide_graphs_are_of_fewer_requests() -> None:
+    assert batch_sizes(1)[-1] == 256 and batch_sizes(7)[-1] == 128 and batch_sizes(33)[-1] == 16
+    assert batch_sizes(5000) == [1]
+
+
+class Rung:
+    """Of SGLang's runner, all that choosing one looks at."""
+
+    def __init__(self, max_bs: int) -> None:
+        self.max_bs = max_bs
+
+
+def graphs(widths: list[int], most: int) -> VerifyGraphs:
+    made: Any = object.__new__(VerifyGraphs)
+    made.widths, made._verify = widths, {width: Rung(most) for width in widths}
+    return made
+
+
+def test_a_batch_takes_the_next_rung_that_holds_it() -> None:
+    layout = ragged_chain()
+    assert graphs([2, 8], 2).fit(layout).widths == (8, 8)
+    assert graphs([4, 8], 2).fit(layout).widths == (4, 4)
+    assert graphs([2, 3], 2).fit(layout) is layout  # wider than any
+    assert graphs([4], 1).fit(layout) is layout  # more requests than any
+    uniform = chain_layout(torch.tensor([1]), torch.tensor([[2, 3, 4]]), [3])
+    assert graphs([4], 1).fit(uniform) is uniform
+
+
+@pytest.mark.parametrize("layout", [ragged_chain(), ragged_tree()])
+def test_dead_rows_see_themselves_and_nobody_sees_them(layout: TreeLayout) -> None:
+    wide = layout.padded(3, 6)
+    assert wide.widths == (6, 6, 6) and wide.is_uniform
+    mask = wide.ancestor_mask().view(3, 6, 6)
+    before = layout.ancestor_mask()
+    for request, width in enumerate(layout.widths):
+        first = sum(layout.widths[:request])
+        assert torch.equal(mask[request, :width, :width], before[first : first + width, :width])
+        assert not mask[request, :width, width:].any()
+        assert torch.equal(mask[request, width:], torch.eye(6, dtype=torch.bool)[width:])
+    assert torch.equal(mask[2], torch.eye(6, dtype=torch.bool))
+
+
+def test_the_live_rows_come_back_in_their_order() -> None:
+    layout = ragged_tree()
+    wide = layout.padded(2, 5)
+    logits = wide.pack(wide.tokens).float()[:, None]
+    output = SimpleNamespace(next_token_logits=logits, hidden_states=logits * 2)
+    live_rows(layout, wide, output)
+    assert torch.equal(output.next_token_logits[:, 0], layout.pack(layout.tokens).float())
+    assert torch.equal(output.hidden_states, output.next_token_logits * 2)
+
+
+class Translator:
+    """Writes down what it is asked to pack."""
+
+    lens: Tensor
+
+    def pack_read_stream(self, plan: Any, *, seq_lens: Tensor, **_: Any) -> None:
+        self.lens = seq_lens
+
+
+def test_a_graphs_batch_may_have_more_requests_than_ours() -> None:
+    layout, translator = ragged_chain().padded(2, 4), Translator()
+    lens = torch.tensor([5, 9, 1, 1])  # two of ours, and two that fill the graph
+    spec = VerifyInput(layout, lens[:2], None)  # type: ignore[arg-type]
+    _, kv_indptr, qo_indptr, mask = spec.generate_attn_arg_prefill(
+        req_pool_indices=torch.tensor([1, 2, 0, 0]),
+        paged_kernel_lens=lens,
+        paged_kernel_lens_sum=16,
+        translator=translator,
+        plan=None,
+    )
+    assert qo_indptr.tolist() == [0, 4, 8, 12, 16]
+    assert translator.lens.tolist() == [9, 13, 5, 5] and kv_indptr.tolist() == [0, 9, 22, 27, 32]
+    assert mask.shape == (4 * (9 + 13 + 5 + 5),)
+    assert mask[-20:].view(4, 5)[:, 0].all()  # the last request's prefix, one token
+    assert torch.equal(mask[-20:].view(4, 5)[:, 1:], torch.eye(4, dtype=torch.bool))
