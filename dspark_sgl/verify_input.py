@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -32,8 +33,11 @@ class VerifyInput(SpecInput):
         self.capture_hidden_mode = capture
         self.positions = layout.pack(lens[:, None] + layout.depths)
         self.qo_lens = list(layout.widths)
-        self.tree_mask = None if layout.is_chain else layout.ancestor_mask()
         self.custom_mask = self.positions
+
+    @cached_property
+    def tree_mask(self) -> Tensor | None:
+        return None if self.layout.is_chain else self.layout.ancestor_mask()
 
     def generate_attn_arg_prefill(
         self,
