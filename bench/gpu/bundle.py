@@ -24,6 +24,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from dspark_sgl.target import packaged_gguf
+
 from .prebuild import prebuild
 
 ROOT = Path(__file__).parents[2]
@@ -31,51 +33,7 @@ PLACE = Path("/tmp/dspark-gpu")
 
 PLATFORMS = [f"manylinux_2_{n}_x86_64" for n in (39, 38, 36, 35, 34, 31, 28, 27, 24, 17)] + ["manylinux2014_x86_64"]
 
-LACKING = (
-    "annotated-types",
-    "apache-tvm-ffi",
-    "cffi",
-    "common-expression-language",
-    "compressed-tensors",
-    "dill",
-    "distro",
-    "fastapi",
-    "flashinfer-python",
-    "gguf",
-    "ipython",
-    "jsonschema",
-    "jsonschema-specifications",
-    "loguru",
-    "mistral-common",
-    "msgspec",
-    "openai",
-    "opentelemetry-api",
-    "orjson",
-    "partial-json-parser",
-    "pybase64",
-    "pycountry",
-    "pydantic",
-    "pydantic-core",
-    "pydantic-extra-types",
-    "python-multipart",
-    "pyzmq",
-    "referencing",
-    "rpds-py",
-    "setproctitle",
-    "sglang",
-    "sglang-kernel",
-    "sniffio",
-    "soundfile",
-    "starlette",
-    "torch-c-dlpack-ext",
-    "torch-memory-saver",
-    "traitlets",
-    "typing-inspection",
-    "uvicorn",
-    "watchfiles",
-    "xgrammar",
-    "zstandard",
-)
+LACKING = (Path(__file__).parent / "lacking.txt").read_text().split()
 """Distributions that serving imports and the machine has not; their versions are those of this environment."""
 
 LEFT_BEHIND = re.compile(
@@ -115,7 +73,7 @@ def main() -> int:
     parser.add_argument("--to", type=Path, default=PLACE)
     options = parser.parse_args()
     if options.unpack:
-        print(" ".join(unpack(options.unpack, options.to)) or f"error: no parts in {options.unpack}")
+        print(f"{options.to}: {' '.join(unpack(options.unpack, options.to)) or 'nothing is whole yet'}")
         return 0
     options.out.mkdir(parents=True, exist_ok=True)
     for old in options.out.glob("*.part*"):
@@ -123,7 +81,7 @@ def main() -> int:
     site = options.out / "site.tar.xz"
     wheels = download(options.out / "wheels")
     write_site(wheels, site)
-    for whole in (site, target_file()):
+    for whole in (site, packaged_gguf()):
         for part in split(whole, options.out, options.part_mib << 20):
             print(f"{part}  {part.stat().st_size / 2**20:.1f} MiB")
     site.unlink()
@@ -162,13 +120,6 @@ def write_site(wheels: list[Path], out: Path) -> None:
                     info = tarfile.TarInfo(f"site/{name}")
                     info.size, info.mode = len(data), 0o755 if name.endswith(".so") else 0o644
                     tar.addfile(info, io.BytesIO(data))
-
-
-def target_file() -> Path:
-    """The demo's target as its package carries it."""
-    from dspark_sgl.target import _gguf
-
-    return _gguf()
 
 
 def split(whole: Path, folder: Path, size: int) -> list[Path]:
