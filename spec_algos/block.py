@@ -17,6 +17,7 @@ from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.lora.layers import unwrap_lora_layer
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardBatch, ForwardMode
+from sglang.srt.model_executor.runner import DecodeCudaGraphRunner
 from sglang.srt.speculative.dflash_info import DFlashVerifyInput
 from sglang.srt.speculative.dflash_utils import can_dflash_slice_qkv_weight
 from torch import Tensor
@@ -64,7 +65,6 @@ class BlockDrafter(Drafter):
         lm_head = unwrap_lora_layer(target.model.lm_head)
         embed_tokens = unwrap_lora_layer(target.model.get_input_embeddings())
         self._share(embed_tokens, lm_head)
-        # A graph is handed embeddings where the model does not say that it makes them itself.
         self._embed = None if hasattr(self._model, "forward_embed") else embed_tokens
         folder = Path(self._runner.model_config.model_path)
         self._head = DraftHead(lm_head, hot=hot_vocabulary(folder, lm_head.weight.device))
@@ -168,7 +168,7 @@ class BlockDrafter(Drafter):
             forward_mode=ForwardMode.TARGET_VERIFY,
             batch_size=bs,
             input_ids=block.flatten(),
-            input_embeds=None if self._embed is None else self._embed(block.flatten()),
+            input_embeds=self._graph_embeds(block),
             req_pool_indices=round.req_slots,
             seq_lens=round.lens,
             out_cache_loc=round.cache_locs[:, :rows].flatten(),
@@ -182,6 +182,13 @@ class BlockDrafter(Drafter):
         output = self._runner.forward(batch).logits_output
         assert isinstance(output, LogitsProcessorOutput) and output.hidden_states is not None
         return output.hidden_states.view(bs, rows, -1)[:, self._shape.skip :]
+
+    def _graph_embeds(self, block: Tensor) -> Tensor | None:
+        """What SGLang's graph is handed where the model does not say that it embeds by itself; eagerly it does."""
+        graphs = self._runner.decode_cuda_graph_runner
+        if self._embed is None or not isinstance(graphs, DecodeCudaGraphRunner) or len(block) > graphs.max_bs:
+            return None
+        return self._embed(block.flatten())
 
 
 def _stacked_kv_weight(attentions: list[Any]) -> Tensor | None:

@@ -23,6 +23,8 @@ pytest.importorskip("sglang")
 @pytest.fixture
 def args(tmp_path: Path) -> SimpleNamespace:
     """Server arguments that would start."""
+    from sglang.srt.model_executor.cuda_graph_config import CudaGraphConfig, PhaseConfig
+
     (tmp_path / "target").mkdir()
     (tmp_path / "target" / "config.json").write_text(json.dumps(TARGET))
     return SimpleNamespace(
@@ -33,6 +35,7 @@ def args(tmp_path: Path) -> SimpleNamespace:
         speculative_num_steps=None,
         speculative_num_draft_tokens=None,
         pp_size=1,
+        cuda_graph_config=CudaGraphConfig(decode=PhaseConfig("full"), prefill=PhaseConfig("full")),
     )
 
 
@@ -58,6 +61,14 @@ def test_good_arguments_start(args: SimpleNamespace, policy: str, rows: int, mon
     monkeypatch.setenv(POLICY_VARIABLE, policy)
     configure(args)
     assert args.disable_overlap_schedule and args.speculative_num_draft_tokens == rows
+
+
+@pytest.mark.parametrize("wish", ["full", "disabled"])
+def test_the_graphs_of_a_round_are_ours_if_any(args: SimpleNamespace, wish: str) -> None:
+    args.cuda_graph_config.decode.backend = wish
+    configure(args)
+    assert args.cuda_graph_config.decode.backend == "disabled" and args.cuda_graph_config.prefill.backend == "full"
+    assert args.disable_decode_cuda_graph == (wish == "disabled")
 
 
 def test_a_missing_draft(args: SimpleNamespace) -> None:
