@@ -6,7 +6,6 @@ takes it. SGLang imports this module while it is being imported itself; whoever 
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import torch
@@ -24,19 +23,6 @@ MAX_TOTAL_TOKENS = 131_072
 CHUNKED_PREFILL = 1024
 # Sizes SGLang's table of requests (this many rows of context-length entries, zeroed at start).
 MAX_RUNNING_REQUESTS = 256
-
-
-# glibc's names for how large a block must be to come from the system itself, and how much it returns from the top.
-M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep what a step frees. It returns large blocks to the system, and the next step, which wants as much
-    again, finds every page of them gone: a verify round after plain steps paid for tens of thousands of page faults."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's; others manage on their own
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, 1 << 30)
-        mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 class CpuPlatform(CpuDeviceMixin, SRTPlatform):
@@ -91,7 +77,6 @@ class CpuPlatform(CpuDeviceMixin, SRTPlatform):
 
         register()
         torch.set_flush_denormal(True)
-        keep_freed_memory()
 
     def post_load_model(self, model: torch.nn.Module) -> None:
         from .cpu_ops import install
