@@ -37,6 +37,8 @@ with interpreted():
     )
 
 SEEDS = range(200)
+SMALLEST = 1 if DEVICE == "cpu" else 2
+"""Tokens of a vocabulary. For one of a single token Triton 3.6 does not compile, and nobody has one."""
 
 
 def generator(seed: int) -> torch.Generator:
@@ -118,7 +120,7 @@ def between(w: Tensor, token: Tensor, coins: Tensor, slack: float) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_draws(seed: int) -> None:
-    g, columns = generator(seed), [2, 3, 17, 129, 1000, 2048, 2049, 5003][seed % 8]
+    g, columns = generator(seed), [SMALLEST, 2, 17, 129, 1000, 2048, 2049, 5003][seed % 8]
     w = weights(batch(seed), columns, g) * (1 + seed % 3)
     coins = torch.rand(len(w), generator=g, dtype=torch.float64, device=DEVICE)
     coins[0] = [0.0, 1 - 2**-53, 0.5][seed % 3]
@@ -178,7 +180,7 @@ def check_chain(seed: int, columns: int) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_chain_rejection(seed: int) -> None:
-    check_chain(seed, [2, 3, 18, 131, 700, 2500][seed % 6])
+    check_chain(seed, [SMALLEST, 3, 18, 131, 700, 2500][seed % 6])
 
 
 @pytest.mark.parametrize("columns", [32_000, 151_936])
@@ -226,7 +228,7 @@ def tree_case(seed: int, columns: int) -> tuple[TreeLayout, Tensor, NodeDistribu
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_tree_rejection(seed: int) -> None:
-    layout, p, drawn, coins = tree_case(seed, [2, 3, 18, 131, 700, 2500][seed % 6])
+    layout, p, drawn, coins = tree_case(seed, [SMALLEST, 3, 18, 131, 700, 2500][seed % 6])
     got = tree_rejection_triton.reject_tree(layout, p, drawn, coins)
     same(got, reject_tree_torch(layout, p, drawn, coins))
 

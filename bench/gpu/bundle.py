@@ -98,8 +98,7 @@ def download(folder: Path) -> list[Path]:
 
     pins = [f"{name}=={version(name)}" for name in LACKING]
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:"]
-    command += ["--python-version", "3.12"]
-    command += ["--implementation", "cp", "-d", str(folder)]
+    command += ["--python-version", "3.12", "--implementation", "cp", "-d", str(folder)]
     for platform in PLATFORMS:
         command += ["--platform", platform]
     subprocess.run([*command, *pins], check=True)
