@@ -56,25 +56,17 @@ def step_commit(batch: Any, starts: Sequence[int], slots: Tensor, anchors: Tenso
     )
 
 
-def path_commit(batch: Any, lengths: Sequence[int], front: Tensor, emitted: Tensor, hidden: Tensor | None) -> Commit:
-    """The accepted paths of a verify round: the anchor and the accepted drafts, each followed by what was emitted.
+def path_rows(lengths: Sequence[int], width: int, starts: Sequence[int]) -> Tensor:
+    """Of a verify round: where the rows of the accepted paths stand in `[bs, width]`, and their positions; int64
+    `[2, sum(lengths)]`, on the host.
 
-    lengths: rows of each path; front: int64 `[bs, P]`, the KV slots they now have; emitted: int64 `[bs, P]`
-    hidden: `[sum(lengths), K * H]`, row by row along the paths
+    lengths: rows of each path, the anchor's included; starts: the anchors' positions
+    What is picked by a mask has to be counted first, for which the host would wait at every pick.
     """
-    device, starts = front.device, batch.seq_lens_cpu.tolist()
-    counts = torch.tensor(lengths, device=device)
-    place = torch.arange(front.shape[1], device=device).expand_as(front)
-    on_path = place < counts[:, None]
-    return Commit(
-        positions=(torch.tensor(starts, device=device)[:, None] + place)[on_path],
-        cache_locs=front[on_path],
-        successors=emitted[on_path],
-        hidden=hidden,
-        req_slots=batch.req_pool_indices,
-        starts=starts,
-        counts=lengths,
-    )
+    counts = torch.tensor(lengths)
+    owner = torch.arange(len(counts)).repeat_interleave(counts)
+    place = torch.arange(len(owner)) - (counts.cumsum(0) - counts)[owner]
+    return torch.stack([owner * width + place, torch.tensor(starts)[owner] + place])
 
 
 def _tails(requests: Sequence[Any], sampled: Tensor) -> Tensor:

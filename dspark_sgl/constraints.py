@@ -26,15 +26,14 @@ def has_moving_penalties(params: Any) -> bool:
 
 def constrain(logits: Tensor, layout: TreeLayout, info: Any, grammar: GrammarRows | None) -> None:
     """Apply in place to `logits` `[rows, V]`; `info` is SGLang's `SamplingBatchInfo` of the batch."""
-    owner = layout.owner
     if info.acc_additive_penalties is not None:
-        logits.add_(info.acc_additive_penalties[owner])
+        logits.add_(info.acc_additive_penalties[layout.owner])
     if info.acc_scaling_penalties is not None:
-        apply_scaling_penalties(logits, info.acc_scaling_penalties[owner])
+        apply_scaling_penalties(logits, info.acc_scaling_penalties[layout.owner])
     if grammar is not None:
         grammar.apply(logits)
     if info.logit_bias is not None:
-        logits.add_(info.logit_bias[owner])
+        logits.add_(info.logit_bias[layout.owner])
 
 
 class GrammarRows:

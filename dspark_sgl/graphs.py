@@ -26,8 +26,9 @@ from .verify_input import VerifyInput
 
 logger = logging.getLogger(__name__)
 
-MOST_ROWS = 1024
+MOST_ROWS = 2048
 """Of a verify graph. Beyond it a step is long enough that launching its kernels one by one is hidden."""
+DEFAULT_REQUESTS = 256
 
 
 class VerifyGraphs:
@@ -38,7 +39,7 @@ class VerifyGraphs:
 
     def __init__(self, target: Any, widths: list[int], capture: CaptureHiddenMode) -> None:
         self.widths = widths
-        _give_logits_room(target, max(batch_sizes(width)[-1] * width for width in (1, *widths)))
+        _give_logits_room(target, (1, *widths))
         with _capturing(1):
             self._decode = _DecodeRung(target, capture)
         self._verify: dict[int, DecodeCudaGraphRunner] = {}
@@ -94,7 +95,7 @@ def capture_graphs(
     target.decode_cuda_graph_runner = graphs
     if drafter.block_rows and drafter.draft_worker is not None:
         runner, rows = drafter.draft_worker.model_runner, drafter.block_rows
-        _give_logits_room(runner, batch_sizes(rows)[-1] * rows)
+        _give_logits_room(runner, (rows,))
         with _capturing(rows):
             runner.decode_cuda_graph_runner = DecodeCudaGraphRunner(
                 runner, speculative_num_steps=rows, speculative_num_draft_tokens=rows
@@ -109,24 +110,31 @@ def ladder(width: int, block: int) -> list[int]:
     return sorted(whole | {p for p in powers if p < width and all(abs(p - w) > p // 4 for w in whole)})
 
 
-def batch_sizes(width: int) -> list[int]:
-    """Requests of the graphs of one rung: powers of two, within `MOST_ROWS`."""
-    return [2**k for k in range(9) if 2**k * width <= MOST_ROWS] or [1]
+def batch_sizes(width: int, most: int) -> list[int]:
+    """Requests of the graphs of one rung: powers of two and the most, which is `most` or what `MOST_ROWS` allows."""
+    most = max(1, min(most, MOST_ROWS // width))
+    return sorted({most, *(2**k for k in range(most.bit_length()))})
+
+
+def most_requests() -> int:
+    """`--cuda-graph-max-bs-decode`, or what SGLang chose for this GPU."""
+    return int(get_exec().graph.cuda_graph_config.decode.max_bs or DEFAULT_REQUESTS)
 
 
 def live_rows(layout: TreeLayout, wide: TreeLayout, output: Any) -> None:
     """Drop the dead rows of a forward's logits and hidden states again, in place."""
     if wide is layout:
         return
-    alive = torch.nn.functional.pad(layout.valid, (0, wide.max_width - layout.max_width)).flatten()
+    alive = layout.owner * wide.max_width + layout.place % layout.max_width
     output.next_token_logits = output.next_token_logits[alive]
     if output.hidden_states is not None:
         output.hidden_states = output.hidden_states[alive]
 
 
-def _give_logits_room(runner: Any, rows: int) -> None:
+def _give_logits_room(runner: Any, widths: tuple[int, ...]) -> None:
     """The buffer that a server with SGLang's own decode graphs would have made for them."""
     if runner.graph_shared_output is None:
+        rows = max(batch_sizes(width, most_requests())[-1] * width for width in widths)
         runner.graph_shared_output = GraphSharedOutput(device=runner.device, max_rows=rows)
 
 
@@ -135,7 +143,7 @@ def _capturing(width: int) -> Iterator[None]:
     """SGLang's runner takes its batch sizes from the server's settings."""
     decode = get_exec().graph.cuda_graph_config.decode
     before = decode.bs
-    decode.bs = [size for size in batch_sizes(width) if size <= (decode.max_bs or size)]
+    decode.bs = batch_sizes(width, most_requests())
     try:
         yield
     finally:
@@ -159,7 +167,8 @@ class _VerifyRung(DecodeCudaGraphRunner):
         width = int(self.captured_req_width)
         drafts = torch.zeros(num_tokens // width, width, dtype=torch.int64, device=self.device)
         layout = chain_layout(drafts[:, 0], drafts, [width - 1] * drafts.shape[0])
-        return VerifyInput(layout, self.buffers.seq_lens[: drafts.shape[0]], self._capture_hidden)
+        lens = self.buffers.seq_lens[: drafts.shape[0]]
+        return VerifyInput(layout, lens, self.seq_len_fill_value, self._capture_hidden)
 
 
 class _DecodeRung(DecodeCudaGraphRunner):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from sglang.srt.runtime_context import get_parallel
 from torch import Tensor
 
@@ -12,9 +13,10 @@ def is_leader() -> bool:
 
 
 def agree(decision: Tensor) -> Tensor:
-    """Rank 0's value of `decision`; free on one rank."""
+    """Rank 0's value of `decision`, on the host or on the device; free on one rank."""
     parallel = get_parallel()
     if parallel.tp_size > 1:
-        decision = decision.contiguous()
-        parallel.tp_group.broadcast(decision, src=0)
+        decision, ranks = decision.contiguous(), parallel.tp_group
+        group = ranks.cpu_group if decision.device.type == "cpu" else ranks.device_group
+        torch.distributed.broadcast(decision, src=ranks.first_rank, group=group)
     return decision

@@ -18,15 +18,17 @@ from dspark_sgl.kernels.mask import flat_mask
 class VerifyInput(SpecInput):
     """SGLang's `batch.spec_info` during the target's verify forward.
 
+    layout: the rows; lens: int64 `[bs]`, the prefix of each request; longest: the greatest of them, on the host
+    capture: what the forward keeps for the drafter
     positions: int64 `[rows]`, `lens[request] + depth`
     qo_lens: rows of each request, for backends that plan on the host
     tree_mask: bool `[rows, W]`, None for chains (which are causal)
     custom_mask: there is one, which is all that FlashInfer's backend asks of this name before it captures a graph
     """
 
-    def __init__(self, layout: TreeLayout, lens: Tensor, capture: CaptureHiddenMode) -> None:
+    def __init__(self, layout: TreeLayout, lens: Tensor, longest: int, capture: CaptureHiddenMode) -> None:
         super().__init__(SpecInputType.DFLASH_VERIFY)
-        self.layout = layout
+        self.layout, self._longest = layout, longest
         self.draft_token_num = layout.max_width
         self.num_tokens_per_req = layout.max_width
         self.num_tokens_for_logprob_per_req = layout.max_width
@@ -75,4 +77,5 @@ class VerifyInput(SpecInput):
             kv_start_idx=kv_start_idx,
             kind=kind,
         )
-        return kv_indices, kv_indptr, layout.qo_indptr, flat_mask(layout, paged_kernel_lens)
+        mask = flat_mask(layout, paged_kernel_lens, total=paged_kernel_lens_sum, longest=self._longest)
+        return kv_indices, kv_indptr, layout.qo_indptr, mask

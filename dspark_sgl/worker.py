@@ -21,13 +21,13 @@ from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 from torch import Tensor
 
 from dspark_sgl.kernels.layout import TreeLayout, chain_layout, tree_layout
-from dspark_sgl.kernels.walk import NO_ROW, Acceptance
+from dspark_sgl.kernels.walk import Acceptance
 from dspark_sgl.policies.forest import Forest
-from dspark_sgl.spec_algos.protocol import Drafter, DrafterContext, Proposal, Round
+from dspark_sgl.spec_algos.protocol import Commit, Drafter, DrafterContext, Proposal, Round
 
 from .assembly import build_governor
 from .clock import PLAIN, PREFILL, ROUND, RoundClock
-from .commits import path_commit, prefill_commit, step_commit
+from .commits import path_rows, prefill_commit, step_commit
 from .constraints import GrammarRows, constrain
 from .decode_state import DecodeState
 from .governor import Governor
@@ -173,7 +173,7 @@ class SpecWorker(BaseSpecWorker):
             plain = info.has_custom_logit_processor or info.sampling_seed is not None
             lens = batch.seq_lens_cpu.tolist()
             plan = self._governor.plan([self._requests.load(*r, plain) for r in zip(batch.reqs, lens, strict=True)])
-        return Plan.from_wire(agree(torch.tensor(plan.wire, device=self.device)).tolist())
+        return Plan.from_wire(agree(torch.tensor(plan.wire)).tolist())
 
     def _plain_step(self, batch: Any, state: DecodeState) -> GenerationBatchResult:
         """Nobody speculates: SGLang's own decode step, sampler included; the drafter's context is kept in step."""
@@ -260,15 +260,16 @@ class SpecWorker(BaseSpecWorker):
         )
 
     def _select(self, anchors: Tensor, proposal: Proposal) -> TreeLayout:
-        """The part of the proposal that is worth the target's time."""
-        tokens, parents, confidence = proposal.tokens, proposal.parents, proposal.confidence
-        kept = torch.zeros_like(tokens)
+        """The part of the proposal that is worth the target's time. Its shape is settled on the host."""
+        tokens, confidence = proposal.tokens, proposal.confidence
+        parents = None if proposal.parents is None else proposal.parents.cpu()
+        kept = torch.zeros(tokens.shape, dtype=torch.bool)
         if self._governor is not None:
-            forest = Forest.chains(*tokens.shape) if parents is None else Forest.trees(parents.cpu().numpy())
+            forest = Forest.chains(*tokens.shape) if parents is None else Forest.trees(parents.numpy())
             said = None if confidence is None else confidence.double().cpu().numpy()
             unsound = None if proposal.unsound is None else proposal.unsound.cpu().numpy()
-            kept = torch.from_numpy(self._governor.select(forest, said, unsound)).to(kept)
-        kept = agree(kept).bool()
+            kept = torch.from_numpy(self._governor.select(forest, said, unsound))
+        kept = agree(kept)
         if parents is None:
             return chain_layout(anchors, tokens, kept.sum(1).tolist())
         return tree_layout(anchors, tokens, parents, kept)
@@ -280,7 +281,7 @@ class SpecWorker(BaseSpecWorker):
         batch.input_ids = wide.pack(wide.tokens)
         batch.out_cache_loc = wide.pack(slots[:, : wide.max_width])
         batch.seq_lens_sum = int(batch.seq_lens_cpu.sum())
-        batch.spec_info = VerifyInput(wide, state.lens, self._capture)
+        batch.spec_info = VerifyInput(wide, state.lens, int(batch.seq_lens_cpu.max()), self._capture)
         result = self._target_worker.forward_batch_generation(batch, is_verify=True, capture_hidden_mode=self._capture)
         live_rows(layout, wide, result.logits_output)
         return result.logits_output
@@ -297,14 +298,24 @@ class SpecWorker(BaseSpecWorker):
         rows: Tensor,
     ) -> None:
         """Keep the accepted path: its KV moves to the front, and the drafter learns its hidden states."""
-        on_path = accepted.path != NO_ROW
-        row = (layout.qo_indptr[:-1, None] + accepted.path)[on_path]
-        front = slots[:, : accepted.path.shape[1]]
+        width, starts = accepted.path.shape[1], batch.seq_lens_cpu.tolist()
+        place, positions = path_rows(lengths, width, starts).to(self.device)
+        row = (layout.qo_indptr[:-1, None] + accepted.path).flatten()[place]
+        front = slots[:, :width].flatten()[place]
         if not layout.is_chain:
-            self._target.token_to_kv_pool.move_kv_cache(front[on_path], rows[row])
+            self._target.token_to_kv_pool.move_kv_cache(front, rows[row])
         hidden = self._take_hidden(output)
-        hidden = None if hidden is None else hidden[row]
-        self._drafter.observe(path_commit(batch, lengths, front, emitted, hidden))
+        self._drafter.observe(
+            Commit(
+                positions=positions,
+                cache_locs=front,
+                successors=emitted.flatten()[place],
+                hidden=None if hidden is None else hidden[row],
+                req_slots=batch.req_pool_indices,
+                starts=starts,
+                counts=lengths,
+            )
+        )
 
     def _learn(self, requests: Sequence[Any], layout: TreeLayout, accepted: Acceptance, lengths: list[int]) -> None:
         """What the round brought, for clock, requests and policy."""

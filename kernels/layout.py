@@ -63,11 +63,19 @@ class TreeLayout:
         return torch.arange(self.max_width, device=self.tokens.device) < widths[:, None]
 
     @cached_property
+    def place(self) -> Tensor:
+        """int64 `[rows]`: where each packed row stands in `[bs * W]`. Worked out on the host, which would have to wait
+        for a device to count the rows that exist."""
+        widths = torch.tensor(self.widths)
+        first = widths.cumsum(0) - widths
+        owner = torch.arange(self.batch_size).repeat_interleave(widths)
+        place = owner * self.max_width + torch.arange(len(owner)) - first[owner]
+        return place.to(self.tokens.device)
+
+    @cached_property
     def owner(self) -> Tensor:
         """int64 `[rows]`: the request of each packed row."""
-        widths = torch.tensor(self.widths, device=self.tokens.device)
-        requests = torch.arange(self.batch_size, device=self.tokens.device)
-        return requests.repeat_interleave(widths, output_size=sum(self.widths))
+        return self.place // self.max_width
 
     @cached_property
     def qo_indptr(self) -> Tensor:
@@ -79,7 +87,7 @@ class TreeLayout:
         """`[bs, W, ...]` -> `[rows, ...]`, requests one after the other."""
         if self.is_uniform:
             return padded.flatten(0, 1)
-        return padded[self.valid]
+        return padded.flatten(0, 1)[self.place]
 
     def pad(self, packed: Tensor, fill: float = 0) -> Tensor:
         """`[rows, ...]` -> `[bs, W, ...]`; the inverse of `pack`."""
@@ -87,7 +95,7 @@ class TreeLayout:
         if self.is_uniform:
             return packed.view(shape)
         padded = packed.new_full(shape, fill)
-        padded[self.valid] = packed
+        padded.view(-1, *packed.shape[1:])[self.place] = packed
         return padded
 
     def padded(self, requests: int, width: int) -> TreeLayout:
@@ -145,36 +153,42 @@ def chain_layout(anchors: Tensor, drafts: Tensor, depths: Sequence[int]) -> Tree
 def tree_layout(anchors: Tensor, drafts: Tensor, parents: Tensor, keep: Tensor) -> TreeLayout:
     """A tree per request: the anchor, then the proposed nodes that are kept, in their order.
 
-    anchors: int64 `[bs]`
-    drafts, parents: int64 `[bs, N]`; `parents[i, n]` is the parent's row (0 = the anchor, `m + 1` = node `m < n`),
-        or `ROOT` where there is no node
+    anchors: int64 `[bs]`; drafts: int64 `[bs, N]`
+    parents: int64 `[bs, N]`; `parents[i, n]` is the parent's row (0 = the anchor, `m + 1` = node `m < n`), or `ROOT`
+        where there is no node
     keep: bool `[bs, N]`, closed under parents; what is kept where there is no node is ignored
+    parents and keep decide the shape, and that is worked out on the host, whatever device the tokens are on: a GPU
+    would take a launch for each of these steps and have the host wait for the widths.
     Raises ValueError where a parent does not precede its child, or is not there.
     """
-    bs, nodes = drafts.shape
-    order = torch.arange(1, nodes + 1, device=drafts.device)
+    parents, keep = parents.cpu(), keep.cpu()
+    bs, nodes = parents.shape
+    order = torch.arange(1, nodes + 1)
     if bool((parents >= order).any()):
         raise ValueError("a draft tree's parents must precede their children")
     keep = torch.cat([torch.ones_like(keep[:, :1]), keep & (parents != ROOT)], dim=1)
     if bool((keep[:, 1:] & ~keep.gather(1, parents.clamp(min=0))).any()):
         raise ValueError("a draft tree's node hangs from a node that is absent")
-    depth = torch.zeros(bs, nodes + 1, dtype=torch.int64, device=drafts.device)
+    depth = torch.zeros(bs, nodes + 1, dtype=torch.int64)
     for node in range(nodes):
         depth[:, node + 1] = depth.gather(1, parents[:, node : node + 1].clamp(min=0)).squeeze(1) + 1
     # Dropped nodes leave gaps; a stable sort closes them and the parents are renumbered.
     order = torch.sort(~keep, dim=1, stable=True).indices
-    new_row = torch.empty_like(order).scatter_(1, order, torch.arange(nodes + 1, device=order.device).expand_as(order))
+    new_row = torch.empty_like(order).scatter_(1, order, torch.arange(nodes + 1).expand_as(order))
     widths = keep.sum(1).tolist()
     width = max(widths)
     order, kept = order[:, :width], keep.gather(1, order)[:, :width]
-    all_tokens = torch.cat([anchors[:, None], drafts], dim=1)
-    all_parents = torch.cat([torch.full_like(anchors, ROOT)[:, None], parents], dim=1)
+    all_parents = torch.nn.functional.pad(parents, (1, 0), value=ROOT)
     moved = new_row.gather(1, all_parents.clamp(min=0)).where(all_parents != ROOT, ROOT)
+    new_parents, depths = moved.gather(1, order).where(kept, ROOT), depth.gather(1, order).where(kept, 0)
+    rows = torch.stack([new_parents, depths, order.where(kept, 0), kept.long()])
+    new_parents, depths, chosen, exists = rows.to(drafts.device).unbind()
+    all_tokens = torch.cat([anchors[:, None], drafts], dim=1)
     return TreeLayout(
         widths=tuple(widths),
-        tokens=all_tokens.gather(1, order).where(kept, 0),
-        parents=moved.gather(1, order).where(kept, ROOT),
-        depths=depth.gather(1, order).where(kept, 0),
+        tokens=all_tokens.gather(1, chosen).where(exists.bool(), 0),
+        parents=new_parents,
+        depths=depths,
         is_chain=False,
-        nodes=order.where(kept, 0),
+        nodes=chosen,
     )

@@ -22,15 +22,17 @@ class PackedMask:
     starts: Tensor
 
 
-def flat_mask(layout: TreeLayout, prefix_lens: Tensor) -> Tensor:
-    """bool `[sum_i n_i (prefix_i + n_i)]`: what SGLang hands to FlashInfer, which packs it.
+def flat_mask(layout: TreeLayout, prefix_lens: Tensor, *, total: int, longest: int) -> Tensor:
+    """bool `[n]`, `n >= sum_i n_i (prefix_i + n_i)`: what SGLang hands to FlashInfer, which packs it.
 
     prefix_lens: int64 or int32 `[bs]`, the tokens before each request's rows
+    total, longest: their sum and the greatest, or more, as the host knows them, so that it need not wait for a device;
+        what is beyond the last request's entries is anything
     """
     if prefix_lens.is_cuda:
         from . import mask_triton
 
-        return mask_triton.flat_mask(layout, prefix_lens)
+        return mask_triton.flat_mask(layout, prefix_lens, total=total, longest=longest)
     return flat_mask_torch(layout, prefix_lens)
 
 

@@ -12,23 +12,24 @@ ENTRIES = 2048
 """Mask entries of one program."""
 
 
-def flat_mask(layout: TreeLayout, prefix_lens: Tensor) -> Tensor:
+def flat_mask(layout: TreeLayout, prefix_lens: Tensor, *, total: int, longest: int) -> Tensor:
     """As `mask.flat_mask`."""
-    sizes = entries(layout, prefix_lens)
-    starts = torch.nn.functional.pad(sizes, (1, 0)).cumsum(0)
-    return _fill(layout, prefix_lens, starts, int(sizes.max()), 1).view(torch.bool)
+    starts = torch.nn.functional.pad(entries(layout, prefix_lens), (1, 0)).cumsum(0)
+    size = layout.max_width * (total + sum(layout.widths))
+    most = layout.max_width * (longest + layout.max_width)
+    return _fill(layout, prefix_lens, starts, size, most, 1).view(torch.bool)
 
 
 def packed_mask(layout: TreeLayout, prefix_lens: Tensor) -> PackedMask:
     """As `mask.packed_mask`."""
     sizes = entries(layout, prefix_lens)
     starts = byte_starts(sizes)
-    return PackedMask(_fill(layout, prefix_lens, starts, int(sizes.max()), 8), starts)
+    return PackedMask(_fill(layout, prefix_lens, starts, int(starts[-1]), int(sizes.max()), 8), starts)
 
 
-def _fill(layout: TreeLayout, prefix_lens: Tensor, starts: Tensor, most: int, bits: int) -> Tensor:
-    """uint8 `[starts[-1]]`. starts: `[bs + 1]`, in bytes; most: the greatest request's entries; bits: entries a byte"""
-    out = torch.empty(int(starts[-1]), dtype=torch.uint8, device=prefix_lens.device)
+def _fill(layout: TreeLayout, prefix_lens: Tensor, starts: Tensor, size: int, most: int, bits: int) -> Tensor:
+    """uint8 `[size]`. starts: `[bs + 1]`, in bytes; most: the greatest request's entries; bits: entries a byte"""
+    out = torch.empty(size, dtype=torch.uint8, device=prefix_lens.device)
     _mask[(triton.cdiv(most, ENTRIES), layout.batch_size)](
         out,
         starts,

@@ -73,8 +73,9 @@ class SlotDecoder:
         """Fill free slots: all but the last prompt token go into the cache, in groups of similar length."""
         free = self.free_slots()[: len(jobs)]
         order = sorted(zip(free, jobs, strict=True), key=lambda pair: len(pair[1].ids))
-        for first in range(0, len(order), 16):
-            group = order[first : first + 16]
+        size = 16 if self.device.type == "cpu" else 256
+        for first in range(0, len(order), size):
+            group = order[first : first + size]
             rows = torch.tensor([slot for slot, _ in group], device=self.device)
             ids = torch.zeros(len(group), max(len(j.ids) for _, j in group) - 1, dtype=torch.long)
             for i, (slot, job) in enumerate(group):

@@ -23,6 +23,9 @@ from recipes.corpus import read_corpus
 from recipes.data import Record, read_records
 from recipes.llama import FrozenLlama
 
+LAYERS = (10, 17, 22, 26, 28)
+"""Of SmolLM2-135M's 30: mostly late ones, whose outputs say most of the next tokens."""
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -82,6 +85,17 @@ class StateCache:
         return Reading(ids, prompt, length, padded(places), padded([len(self.layers)]))
 
 
+class LiveStates:
+    """The same without a disk: the target reads each batch when it is asked for, which on a GPU is the quicker way."""
+
+    def __init__(self, target: FrozenLlama, data: list[str], layers: tuple[int, ...], max_length: int) -> None:
+        self._target, self.layers = target, layers
+        self.records = sorted(read_corpus(data, max_length), key=lambda r: len(r.prompt_ids) + len(r.response_ids))
+
+    def reading(self, indices: list[int], layers: tuple[int, ...]) -> Reading:
+        return read(self._target, [self.records[i] for i in indices], layers)
+
+
 def _rows(folder: Path, rows: int, width: int) -> Tensor:
     file = str(folder / "states.bf16")
     return torch.from_file(file, shared=True, size=rows * width, dtype=torch.bfloat16).view(rows, width)
@@ -137,7 +151,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="folder of the target checkpoint")
     parser.add_argument("--data", nargs="+", required=True, help="response files of recipes.generate")
-    parser.add_argument("--layers", type=int, nargs="+", default=[10, 17, 22, 26, 28], help="whose output is kept")
+    parser.add_argument("--layers", type=int, nargs="+", default=list(LAYERS), help="whose output is kept")
     parser.add_argument("--out", required=True, help="the cache folder; 7 kB a token for SmolLM2")
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--sequences", type=int, default=4, help="sequences read together")

@@ -32,7 +32,7 @@ from recipes.llama import FrozenLlama
 from recipes.loss import DistributionLoss, LossWeights, hot_probabilities
 from recipes.recurrent import Eagle3Draft, MTPDraft
 from recipes.shape import Shape
-from recipes.states import Reading, StateCache
+from recipes.states import LAYERS, LiveStates, Reading, StateCache
 
 BLOCK, EAGLE_LAYERS = 6, (10, 22, 28)
 """Draft tokens after an anchor; the three target layers of EAGLE-3, out of the cache's."""
@@ -41,7 +41,7 @@ MTP_STEPS = 1
 """An MTP module is trained to predict one token ahead; deeper drafts feed it to itself."""
 
 
-def new_draft(args: argparse.Namespace, target: FrozenLlama, cache: StateCache, train: list[int]) -> Draft:
+def new_draft(args: argparse.Namespace, target: FrozenLlama, cache: StateCache | LiveStates, train: list[int]) -> Draft:
     """An untrained draft of the algorithm asked for, started from what the target knows."""
     records = [cache.records[i] for i in train]
     hot, shape = hot_vocabulary(records, args.coverage).to(args.device), Shape.of(target)
@@ -67,7 +67,7 @@ def feature_scale(reading: Reading) -> Tensor:
     """1 / root mean square of every feature channel, so that no channel drowns the others."""
     real = torch.arange(reading.ids.shape[1])[None] < reading.length[:, None]
     real[:, 0] = False  # the first token's huge activations say nothing about the rest
-    return reading.features[real].float().pow(2).mean(0).rsqrt()
+    return reading.features[real.to(reading.features.device)].float().pow(2).mean(0).rsqrt().cpu()
 
 
 def sample_anchors(reading: Reading, share: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -100,10 +100,16 @@ class Trainer:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.weights = args, LossWeights(l1=args.l1, ce=args.ce)
         self.target = FrozenLlama.from_pretrained(args.model, args.max_length + 16, args.device)
-        self.cache = StateCache(Path(args.cache))
+        self.cache: StateCache | LiveStates
+        if args.cache is not None:
+            self.cache = StateCache(Path(args.cache))
+        else:
+            self.cache = LiveStates(self.target, args.data, LAYERS, args.max_length)
         self.train, self.held = split(self.cache.records)
         if not {0.0, 1.0} <= {self.cache.records[i].temperature for i in self.held}:
-            raise SystemExit(f"error: {args.cache}: too few responses to hold some out at temperatures 0 and 1")
+            raise SystemExit(
+                f"error: {args.cache or args.data}: too few responses to hold some out at temperatures 0 and 1"
+            )
         self.draft = new_draft(args, self.target, self.cache, self.train)
         self.head = self.target.head[self.draft.hot].contiguous()
         self.optimisers = self._optimisers()
@@ -127,7 +133,9 @@ class Trainer:
 
     @property
     def progress(self) -> float:
-        return min(self.tokens / self.args.tokens, 1.0)
+        """Of the tokens, or of the minutes where there is a limit: whichever is further."""
+        spent = 0.0 if self.args.minutes is None else self.seconds / (60 * self.args.minutes)
+        return min(max(self.tokens / self.args.tokens, spent), 1.0)
 
     def _optimisers(self) -> list[torch.optim.Optimizer]:
         named = list(self.draft.named_parameters())
@@ -260,9 +268,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--algorithm", choices=("dspark", "dflash", "eagle3", "mtp"), required=True)
     parser.add_argument("--model", required=True, help="folder of the target checkpoint")
-    parser.add_argument("--cache", required=True, help="folder of recipes.states")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--cache", help="folder of recipes.states")
+    source.add_argument("--data", nargs="+", help="response files, which the target reads as it goes: on a GPU")
     parser.add_argument("--out", required=True, help="folder for state.pt, curve.jsonl and draft/")
     parser.add_argument("--tokens", type=int, default=600_000, help="response tokens to read, repeats included")
+    parser.add_argument("--minutes", type=float, help="stop by then, the learning rate at zero, whatever has been read")
     parser.add_argument("--resume", action="store_true", help="go on from state.pt, where there is one")
     parser.add_argument("--layers", type=int, default=2, help="of a DSpark or DFlash draft")
     parser.add_argument("--block", type=int, default=BLOCK, help="draft tokens after an anchor")

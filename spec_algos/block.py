@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,6 +19,7 @@ from sglang.srt.lora.layers import unwrap_lora_layer
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardBatch, ForwardMode
 from sglang.srt.model_executor.runner import DecodeCudaGraphRunner
+from sglang.srt.runtime_context import get_exec, get_parallel
 from sglang.srt.speculative.dflash_info import DFlashVerifyInput
 from sglang.srt.speculative.dflash_utils import can_dflash_slice_qkv_weight
 from torch import Tensor
@@ -27,6 +29,7 @@ from dspark_sgl.kernels.linear import keep_packed, linear
 from dspark_sgl.kernels.tree_children import TreeDraw
 from dspark_sgl.kernels.tree_draft import Children, TreeShape, grow_tree
 
+from .draft_graph import DraftGraphs, DraftInputs
 from .draft_model import DraftHead, hot_vocabulary, load_draft
 from .protocol import Commit, Drafter, DrafterContext, Proposal, Round
 
@@ -68,6 +71,7 @@ class BlockDrafter(Drafter):
         self._embed = None if hasattr(self._model, "forward_embed") else embed_tokens
         folder = Path(self._runner.model_config.model_path)
         self._head = DraftHead(lm_head, hot=hot_vocabulary(folder, lm_head.weight.device))
+        self._graphs: DraftGraphs | None = None
         if torch.device(target.device).type == "cpu":
             for layer in self._model.layers:
                 layer.self_attn.use_table_qk_norm_rope = False  # a Triton kernel; the model has a torch branch
@@ -108,25 +112,42 @@ class BlockDrafter(Drafter):
     def block_rows(self) -> int:
         return self._shape.rows
 
+    def ready(self) -> None:
+        wanted = self._runner.device == "cuda" and not get_exec().graph.disable_decode_cuda_graph
+        # The product with a sharded head is a collective of SGLang's own, which is left out of recordings.
+        if wanted and get_parallel().tp_size == 1:
+            self._graphs = DraftGraphs()
+
     def target_changed(self) -> None:
         self._head.refresh()
 
     def propose(self, round: Round) -> Proposal:
-        depth = min(max(round.depths), self._block)
-        hidden = self._backbone(round)[:, :depth]
-        logits = self._head.logits(hidden.flatten(0, 1)).view(*hidden.shape[:2], -1)
-        if round.tree is not None:
-            return self._tree(self._children(logits, hidden), round, round.tree)
-        draw = ChainDraw(self._head.vocab, round.temperature, round.greedy, round.generator)
-        return self._draw(logits, hidden, round.anchors, draw)
+        hidden, graphs = self._backbone(round), self._graphs
+        if graphs is not None and not graphs.hold(len(round.depths), self._values_drawn_from(round)):
+            graphs = None
+        # A recording drafts the whole block; what is deeper than was asked for is not looked at.
+        depth = self._block if graphs is not None else min(max(round.depths), self._block)
+        depths = torch.tensor(round.depths, device=hidden.device)
+        inputs = DraftInputs(hidden[:, :depth], round.anchors, depths, round.greedy, round.temperature)
+        draft = partial(self._draft, round.tree, round.generator)
+        if graphs is None:
+            return draft(inputs)
+        return graphs.run((round.tree, round.temperature is None), draft, inputs, round.generator)
 
-    def _tree(self, children: Children, round: Round, shape: TreeShape) -> Proposal:
-        draw = None
-        if round.temperature is not None:
-            draw = TreeDraw(round.temperature, round.greedy, round.generator)
-        depths = torch.tensor(round.depths, device=round.anchors.device)
-        tree = grow_tree(children, round.anchors, depths, shape, draw)
-        return Proposal(tree.tokens, tree.parents, confidence=tree.chance, drawn=tree.drawn)
+    def _values_drawn_from(self, round: Round) -> int:
+        """Per request, at most: a row of the vocabulary at each depth, or at each node that may be expanded there."""
+        return self._block * (1 if round.tree is None else round.tree.max_nodes) * self._head.columns
+
+    def _draft(self, tree: TreeShape | None, generator: torch.Generator, inputs: DraftInputs) -> Proposal:
+        """Tokens from the features of the block: a function of tensors alone, so that a graph can hold it."""
+        hidden = inputs.hidden
+        logits = self._head.logits(hidden.flatten(0, 1)).view(*hidden.shape[:2], -1)
+        if tree is None:
+            draw = ChainDraw(self._head.vocab, inputs.temperature, inputs.greedy, generator)
+            return self._draw(logits, hidden, inputs.anchors, draw)
+        at_random = None if inputs.temperature is None else TreeDraw(inputs.temperature, inputs.greedy, generator)
+        grown = grow_tree(self._children(logits, hidden), inputs.anchors, inputs.depths, tree, at_random)
+        return Proposal(grown.tokens, grown.parents, confidence=grown.chance, drawn=grown.drawn)
 
     def observe(self, commit: Commit) -> None:
         """Write the context KV: every draft layer's own keys and values of `H_ctx = hidden_norm(fc(hidden))`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Generator, Tensor
@@ -87,6 +87,18 @@ class Proposal:
     def unsound(self) -> Tensor | None:
         """bool `[bs, N]`: drafts of a chain that were drawn from NaN. Rejection could not make up for what they are."""
         return None if self.token_probs is None else ~self.token_probs.isfinite()
+
+    def first(self, requests: int) -> Proposal:
+        """The proposal for the first so many requests."""
+        chain, tree = self.distribution, self.drawn
+        return Proposal(
+            self.tokens[:requests],
+            None if self.parents is None else self.parents[:requests],
+            None if chain is None else replace(chain, probs=chain.probs[:requests]),
+            None if self.token_probs is None else self.token_probs[:requests],
+            None if self.confidence is None else self.confidence[:requests],
+            None if tree is None else replace(tree, probs=tree.probs[:requests], place=tree.place[:requests]),
+        )
 
 
 @dataclass(frozen=True)

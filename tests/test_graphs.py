@@ -33,8 +33,8 @@ def test_the_ladder_has_the_block_and_the_widest_tree(width: int, block: int, ru
 
 
 def test_wide_graphs_are_of_fewer_requests() -> None:
-    assert batch_sizes(1)[-1] == 256 and batch_sizes(7)[-1] == 128 and batch_sizes(33)[-1] == 16
-    assert batch_sizes(5000) == [1]
+    assert batch_sizes(1, 256)[-1] == 256 and batch_sizes(7, 48) == [1, 2, 4, 8, 16, 32, 48]
+    assert batch_sizes(33, 256) == [1, 2, 4, 8, 16, 32, 62] and batch_sizes(5000, 256) == [1]
 
 
 class Rung:
@@ -96,7 +96,7 @@ class Translator:
 def test_a_graphs_batch_may_have_more_requests_than_ours() -> None:
     layout, translator = ragged_chain().padded(2, 4), Translator()
     lens = torch.tensor([5, 9, 1, 1])  # two of ours, and two that fill the graph
-    spec = VerifyInput(layout, lens[:2], None)  # type: ignore[arg-type]
+    spec = VerifyInput(layout, lens[:2], 9, None)  # type: ignore[arg-type]
     _, kv_indptr, qo_indptr, mask = spec.generate_attn_arg_prefill(
         req_pool_indices=torch.tensor([1, 2, 0, 0]),
         paged_kernel_lens=lens,

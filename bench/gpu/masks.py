@@ -61,7 +61,7 @@ def distance(seed: int, batch: int) -> float:
         KV_HEADS,
         DIM,
         1,
-        custom_mask=flat_mask(layout, prefix),
+        custom_mask=flat_mask(layout, prefix, total=int(prefix.sum()), longest=int(prefix.max())),
         q_data_type=torch.bfloat16,
     )
     got = wrapper.run(query, (keys, values)).double()

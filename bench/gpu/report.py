@@ -20,9 +20,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from .bundle import Bundle
-from .serving import Fleet, measure_serving, serving_table
+from .fleet import Fleet
+from .serving import known, measure_serving, phase_table, serving_table, smollm2
 
-TESTS = ("tests/test_kernels_triton.py", "tests/test_kernels_nan.py")
+TESTS = ("tests/test_kernels_triton.py", "tests/test_kernels_nan.py", "tests/test_draft_graph.py")
 PACKAGES = ("torch", "triton", "flashinfer-python", "sglang")
 HEAD = """# On GPUs
 
@@ -45,7 +46,7 @@ def main() -> int:
 
     bundle = Bundle.unpacked(options.bundle) if options.bundle else None
     # Servers import for a minute, which the GPU is idle in; the kernels are timed before any of them computes.
-    fleet = None if bundle is None else Fleet(bundle.target, bundle.draft, bundle.environment, options.logs)
+    fleets = [] if bundle is None else start(bundle, options.logs)
     lines = [f"## {date.today().isoformat()}, {device()}", "", versions(), ""]
     passed = []
     try:
@@ -58,12 +59,17 @@ def main() -> int:
             passed.append(good)
             lines[4:4] = [f"{what}: {said}.", ""]
             say(f"{what}: {said}")
-        if fleet is not None:
+        for fleet in fleets:
             fleet.wait(60)
             say(f"ready: {', '.join(fleet.ready)}")
-            lines += [*serving_table(measure_serving(fleet, 60)), "", *(f"- {line}" for line in fleet.failures()), ""]
+            points = measure_serving(fleet, 60)
+            fleet.stop()
+            found = [*serving_table(fleet.target.title, points), "", *phase_table(points), ""]
+            found += [*(f"- {line}" for line in fleet.failures()), ""]
+            say("\n".join(found))
+            lines += found
     finally:
-        if fleet is not None:
+        for fleet in fleets:
             fleet.stop()
     section = "\n".join(lines)
     print(section)
@@ -71,6 +77,13 @@ def main() -> int:
         before = options.out.read_text().removeprefix(HEAD).replace(NOTHING, "") if options.out.exists() else ""
         options.out.write_text("\n".join([HEAD, section, before.lstrip("\n")]).rstrip("\n") + "\n")
     return 0 if all(passed) else 1
+
+
+def start(bundle: Bundle, logs: Path) -> list[Fleet]:
+    """The servers of both targets."""
+    small = smollm2(bundle.target, bundle.draft)
+    large = known(bundle.target.parent / "qwen3-8b-in-size")
+    return [Fleet(target, bundle.environment, logs, port) for target, port in ((small, 31000), (large, 32000))]
 
 
 def say(text: str) -> None:

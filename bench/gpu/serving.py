@@ -1,56 +1,37 @@
-"""Real servers on the GPU, all at once but measured one at a time: plain SGLang, its own DSPARK, and ours.
+"""Real servers on the GPU, started together and measured one at a time: plain SGLang, its own DSPARK, and ours.
 
-Every arm answers the same questions greedily with answers of one length, so that tokens per second compare. Answers of
-an arm are compared with plain SGLang's: in bfloat16 a tie falls one way or the other, so not all of them are equal.
+Two targets: SmolLM2 with the draft that ships, whose answers are text, and one as large as Qwen3-8B whose drafts are
+right as often as was chosen (`known.py`). Every arm answers the same prompts greedily with answers of one length, so
+that tokens per second compare. Answers are compared with plain SGLang's: in bfloat16 a tie falls one way or the other,
+so not all of a real model's are equal.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import signal
+import random
 import statistics
-import subprocess
-import sys
 import time
-import urllib.request
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .fleet import Answer, Fleet, Target
+from .known import QWEN3_8B, QWEN3_8B_DRAFT, DraftSize, Size, write_draft, write_target
+
 ROOT = Path(__file__).parents[2]
 TOKENS = 96
 USERS = (1, 8, 32, 64)
 PASSES = 2
-COMMON = (
-    *("--attention-backend", "flashinfer", "--disable-prefill-cuda-graph", "--max-total-tokens", "200000"),
-    *("--mem-fraction-static", "0.6", "--cuda-graph-max-bs-decode", "64", "--max-running-requests", "64"),
-)
 OURS = ("--speculative-algorithm", "DSPARK_SGL", "--dspark-policy")
-ARMS: dict[str, tuple[str, ...]] = {
-    "plain": (),
-    "SGLang's DSPARK": ("--speculative-algorithm", "DSPARK", "--speculative-draft-model-path", "{draft}"),
-    "ours, off": (*OURS, "off"),
-    "ours, fixed-5 without graphs": (*OURS, "fixed-5", "--cuda-graph-backend-decode", "disabled"),
-    "ours, fixed-5": (*OURS, "fixed-5"),
-    "ours, tree-16": (*OURS, str(ROOT / "bench/policies/tree-16.yaml")),
-    "ours, adaptive": (*OURS, "adaptive"),
-}
-
-
-@dataclass(frozen=True)
-class Answer:
-    text: str
-    tokens: int
-    rounds: int
+TREE = str(ROOT / "bench/policies/tree-16.yaml")
 
 
 @dataclass(frozen=True)
 class Point:
-    """One arm at so many users: tokens per second of each pass, mean accepted length, answers as plain SGLang's."""
+    """One arm at so many users: tokens per second of each pass, mean accepted length, answers as plain SGLang's, and
+    host milliseconds per phase of a round of ours."""
 
     arm: str
     users: int
@@ -58,115 +39,106 @@ class Point:
     length: float
     same: int
     answers: int
+    phases: dict[str, float]
 
 
-class Fleet:
-    """The arms' servers. `logs`: the folder of what they print."""
+def smollm2(model: Path, draft: Path) -> Target:
+    """The demo's target. draft: for SGLang's own DSPARK; ours finds it by itself."""
+    small = ("--max-total-tokens", "50000")
+    lines = (ROOT / "bench/prompts/eval.jsonl").read_text().splitlines()
+    asked = [f"<|im_start|>user\n{json.loads(line)['prompt']}<|im_end|>\n<|im_start|>assistant\n" for line in lines]
+    arms = {
+        "plain": (),
+        "SGLang's DSPARK": ("--speculative-algorithm", "DSPARK", "--speculative-draft-model-path", str(draft)),
+        "ours, off": (*OURS, "off"),
+        "ours, fixed-5 without graphs": (*OURS, "fixed-5", "--cuda-graph-backend-decode", "disabled"),
+        "ours, fixed-5": (*OURS, "fixed-5"),
+        "ours, tree-16": (*OURS, TREE),
+        "ours, adaptive": (*OURS, "adaptive"),
+    }
+    prompts = [{"text": text} for text in asked]
+    return Target("SmolLM2-135M, its own draft", model, {arm: (*small, *more) for arm, more in arms.items()}, prompts)
 
-    def __init__(self, model: Path, draft: Path, environment: Mapping[str, str], logs: Path) -> None:
-        self._processes: dict[str, tuple[int, subprocess.Popen[bytes], Path]] = {}
-        for number, (arm, arguments) in enumerate(ARMS.items()):
-            port, log = 31000 + 50 * number, logs / f"server-{number}.log"
-            given = [argument.format(draft=draft) for argument in arguments]
-            command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(model), *COMMON, *given]
-            with log.open("wb") as stream:
-                process = subprocess.Popen(
-                    [*command, "--port", str(port)],
-                    stdout=stream,
-                    stderr=stream,
-                    env=environment,
-                    cwd=logs,
-                    start_new_session=True,
-                )
-            self._processes[arm] = port, process, log
-        self.ready: list[str] = []
 
-    def wait(self, seconds: float) -> None:
-        """Until every server answers or has ended, or that long."""
-        until = time.monotonic() + seconds
-        pending = set(self._processes)
-        while pending and time.monotonic() < until:
-            for arm in sorted(pending):
-                port, process, _ = self._processes[arm]
-                if process.poll() is not None:
-                    pending.discard(arm)
-                with contextlib.suppress(OSError):
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).close()
-                    pending.discard(arm)
-            time.sleep(0.5)
-        self.ready = [
-            arm for arm, (_, process, _) in self._processes.items() if arm not in pending and process.poll() is None
-        ]
-
-    def stop(self) -> None:
-        for _, process, _ in self._processes.values():
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-
-    def failures(self) -> list[str]:
-        """The last line with an error of each server that never answered."""
-        lines = []
-        for arm, (_, _, log) in self._processes.items():
-            if arm not in self.ready:
-                said = [line for line in log.read_text(errors="replace").splitlines() if "Error" in line] or ["slow"]
-                lines.append(f"{arm}: {said[-1][:200]}")
-        return lines
-
-    def ask(self, arm: str, question: str, tokens: int = TOKENS) -> Answer:
-        port = self._processes[arm][0]
-        body = {
-            "text": f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n",
-            "sampling_params": {"max_new_tokens": tokens, "temperature": 0, "ignore_eos": True},
-        }
-        data, kind = json.dumps(body).encode(), {"Content-Type": "application/json"}
-        request = urllib.request.Request(f"http://127.0.0.1:{port}/generate", data, kind)
-        with urllib.request.urlopen(request, timeout=30) as response:
-            answer: dict[str, Any] = json.load(response)
-        meta = answer["meta_info"]
-        return Answer(answer["text"], meta["completion_tokens"], meta.get("spec_verify_ct") or tokens)
+def known(folder: Path, size: Size = QWEN3_8B, draft: DraftSize = QWEN3_8B_DRAFT) -> Target:
+    """A target whose drafts are right as often as `draft` says, written into `folder`."""
+    write_target(folder / "target", size)
+    write_draft(folder / "draft", size, draft)
+    common = ("--max-total-tokens", "20000", "--skip-tokenizer-init")
+    with_draft = ("--speculative-draft-model-path", str(folder / "draft"))
+    arms = {
+        "plain": (),
+        "SGLang's DSPARK": ("--speculative-algorithm", "DSPARK", *with_draft),
+        "ours, fixed-7": (*OURS, "fixed-7", *with_draft),
+        "ours, adaptive": (*OURS, "adaptive", *with_draft),
+    }
+    g = random.Random(0)
+    prompts = [{"input_ids": [g.randrange(2, size.vocab_size) for _ in range(64)]} for _ in range(240)]
+    title = (
+        f"Qwen3-8B in size ({size.num_hidden_layers} layers of {size.hidden_size}), drafts right with "
+        f"{draft.right:.2f} each, a second choice with {draft.second:.2f}; a whole chain accepts {draft.length:.2f}"
+    )
+    return Target(title, folder / "target", {arm: (*common, *more) for arm, more in arms.items()}, prompts)
 
 
 def measure_serving(fleet: Fleet, seconds: float) -> list[Point]:
     """Every arm at every number of users, in turn; `PASSES` passes, or as many as begin within that long."""
-    lines = (ROOT / "bench/prompts/eval.jsonl").read_text().splitlines()
-    questions = [json.loads(line)["prompt"] for line in lines]
+    prompts = fleet.target.prompts
+    _warm_up(fleet)
     speeds: dict[tuple[str, int], list[float]] = {}
     said: dict[tuple[str, int], list[Answer]] = {}
+    phases: dict[tuple[str, int], dict[str, float]] = {}
     until = time.monotonic() + seconds
-    with ThreadPoolExecutor(max(USERS)) as users:
-        # What is compiled at first use, at every size of batch. An arm that fails here is not measured.
-        for arm in list(fleet.ready):
-            try:
-                for count in USERS:
-                    list(users.map(lambda question, arm=arm: fleet.ask(arm, question, 24), questions[:count]))
-            except OSError:
-                fleet.ready.remove(arm)
-        for number in range(PASSES):
-            for count in USERS:
-                asked = questions[:: len(questions) // max(2 * count, 6)][: max(2 * count, 6)]
-                for arm in fleet.ready:
-                    if number and time.monotonic() > until:
-                        continue
-                    start = time.perf_counter()
-                    with ThreadPoolExecutor(count) as crowd:
-                        answers = list(crowd.map(lambda question, arm=arm: fleet.ask(arm, question), asked))
-                    speed = sum(answer.tokens for answer in answers) / (time.perf_counter() - start)
-                    speeds.setdefault((arm, count), []).append(speed)
-                    print(f"{arm}, {count} users: {speed:.0f} tokens/s", flush=True)
-                    said[arm, count] = answers
+    for number in range(PASSES):
+        for count in USERS:
+            asked = prompts[:: len(prompts) // max(2 * count, 6)][: max(2 * count, 6)]
+            for arm in fleet.ready:
+                if number and time.monotonic() > until:
+                    continue
+                before = fleet.clock(arm)
+                start = time.perf_counter()
+                with ThreadPoolExecutor(count) as crowd:
+                    answers = list(crowd.map(lambda prompt, arm=arm: fleet.ask(arm, prompt, TOKENS), asked))
+                speed = sum(answer.tokens for answer in answers) / (time.perf_counter() - start)
+                speeds.setdefault((arm, count), []).append(speed)
+                print(f"{arm}, {count} users: {speed:.0f} tokens/s", flush=True)
+                said[arm, count], phases[arm, count] = answers, _per_round(before, fleet.clock(arm))
     points = []
     for (arm, count), passes in speeds.items():
         answers, plain = said[arm, count], said.get(("plain", count), [])
-        same = sum(mine.text == theirs.text for mine, theirs in zip(answers, plain, strict=False))
+        same = sum(mine.said == theirs.said for mine, theirs in zip(answers, plain, strict=False))
         length = statistics.mean(answer.tokens / answer.rounds for answer in answers)
-        points.append(Point(arm, count, passes, length, same, len(answers)))
+        points.append(Point(arm, count, passes, length, same, len(answers), phases[arm, count]))
     return points
 
 
-def serving_table(points: list[Point]) -> list[str]:
+def _warm_up(fleet: Fleet) -> None:
+    """What is compiled at first use, at every size of batch. An arm that fails here is not measured."""
+    for arm in list(fleet.ready):
+        try:
+            for count in USERS:
+                with ThreadPoolExecutor(count) as crowd:
+                    list(crowd.map(lambda prompt, arm=arm: fleet.ask(arm, prompt, 24), fleet.target.prompts[:count]))
+        except OSError:
+            fleet.ready.remove(arm)
+
+
+def _per_round(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float]:
+    """Host milliseconds of each phase, and of the engine around them, over the decode steps between two readings."""
+    if not after:
+        return {}
+    steps = sum(after["counts"].get(kind, 0) - before["counts"].get(kind, 0) for kind in ("round", "plain"))
+    names = ("plan", "draft", "select", "verify", "accept", "commit", "plain", "engine")
+    spent = {name: after["seconds"].get(name, 0.0) - before["seconds"].get(name, 0.0) for name in names}
+    return {name: 1000 * seconds / max(1, steps) for name, seconds in spent.items()}
+
+
+def serving_table(title: str, points: list[Point]) -> list[str]:
     """Markdown: tokens per second, the ratio to plain SGLang at the same users, accepted length, equal answers."""
     plain = {point.users: statistics.median(point.speeds) for point in points if point.arm == "plain"}
     lines = [
+        f"{title}:",
+        "",
         "| arm | users | tokens/s | of plain | accepted length | answers as plain's |",
         "|---|---:|---:|---:|---:|---:|",
     ]
@@ -178,4 +150,22 @@ def serving_table(points: list[Point]) -> list[str]:
         lines.append(
             f"| {point.arm} | {point.users} | {spread} | {ratio} | {length} | {point.same} of {point.answers} |"
         )
+    return lines
+
+
+def phase_table(points: list[Point]) -> list[str]:
+    """Markdown: where the host is while a round of ours goes on, in milliseconds per decode step."""
+    with_phases = [point for point in points if point.phases]
+    if not with_phases:
+        return []
+    names = list(with_phases[0].phases)
+    lines = [
+        "Host milliseconds per decode step (a phase that waits for the GPU has the GPU's time):",
+        "",
+        "| arm | users | " + " | ".join(names) + " |",
+        "|---|---:|" + "---:|" * len(names),
+    ]
+    for point in with_phases:
+        spent = " | ".join(f"{point.phases[name]:.2f}" for name in names)
+        lines.append(f"| {point.arm} | {point.users} | {spent} |")
     return lines

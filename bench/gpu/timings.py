@@ -118,16 +118,17 @@ def cases(n: int, vocabulary: int, rank: int, device: str) -> Iterator[Case]:
         8 * n * vocabulary,
     )
 
-    wanted, prefix = forest.tokens, torch.full((n,), 2000 if device == "cuda" else 20, device=device)
+    longest = 2000 if device == "cuda" else 20
+    wanted, prefix = forest.tokens, torch.full((n,), longest, device=device)
     rows = f"{n} x {NODES + 1} rows"
     yield Case(
         "walk", rows, lambda: walk_torch(forest, wanted), lambda: walk_triton.walk(forest, wanted), 24 * wanted.numel()
     )
     yield Case(
         "mask",
-        f"{rows}, prefix {int(prefix[0])}",
+        f"{rows}, prefix {longest}",
         lambda: flat_mask_torch(forest, prefix),
-        lambda: mask_triton.flat_mask(forest, prefix),
+        lambda: mask_triton.flat_mask(forest, prefix, total=n * longest, longest=longest),
         int(((prefix + NODES + 1) * (NODES + 1)).sum()),
     )
 

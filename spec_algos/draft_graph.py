@@ -1,0 +1,103 @@
+"""CUDA graphs for what comes after a block pass: the vocabulary head, and the tokens drawn from it step by step.
+
+A sequential head is dozens of kernels of a few microseconds each, and a host asks for them more slowly than a GPU runs
+them. They are recorded when first asked for, per rung of requests and kind of draft, and only replayed from then on.
+Never decides what is drafted, and is not there on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .protocol import Proposal
+
+MOST_REQUESTS = 64
+MOST_VALUES = 1 << 27
+"""Float32 that one recording may keep for what was drawn from: 512 MiB. What exceeds either runs eagerly."""
+
+
+@dataclass(frozen=True)
+class DraftInputs:
+    """What drafts are made of, a row per request.
+
+    hidden: `[bs, D, H]`, features of the block; anchors, depths: int64 `[bs]`; greedy: bool `[bs]`
+    temperature: float32 `[bs]`, or None when nothing is drawn at random
+    """
+
+    hidden: Tensor
+    anchors: Tensor
+    depths: Tensor
+    greedy: Tensor
+    temperature: Tensor | None
+
+    def room(self, requests: int) -> DraftInputs:
+        """The same for so many requests, in memory of its own: nobody in it drafts yet."""
+        hidden = self.hidden.new_zeros(requests, *self.hidden.shape[1:])
+        anchors = torch.zeros(requests, dtype=torch.int64, device=hidden.device)
+        greedy = torch.ones(requests, dtype=torch.bool, device=hidden.device)
+        temperature = None if self.temperature is None else torch.ones(requests, device=hidden.device)
+        return DraftInputs(hidden, anchors, torch.zeros_like(anchors), greedy, temperature)
+
+    def fill(self, other: DraftInputs) -> None:
+        """Copy `other`'s requests into the first rows. Those after them keep what they had, which nobody reads."""
+        for mine, theirs in zip(self._tensors, other._tensors, strict=True):
+            mine[: len(theirs)].copy_(theirs)
+
+    @property
+    def _tensors(self) -> list[Tensor]:
+        every = (self.hidden, self.anchors, self.depths, self.greedy, self.temperature)
+        return [tensor for tensor in every if tensor is not None]
+
+
+def _rung(requests: int) -> int:
+    return 1 << (requests - 1).bit_length()
+
+
+Draft = Callable[[DraftInputs], Proposal]
+
+
+@dataclass(frozen=True)
+class _Recording:
+    graph: torch.cuda.CUDAGraph
+    inputs: DraftInputs
+    proposal: Proposal
+
+
+class DraftGraphs:
+    """One recording per kind of draft and rung. What a replay returns is overwritten by the next."""
+
+    def __init__(self) -> None:
+        self._recordings: dict[tuple[Hashable, int], _Recording] = {}
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def hold(self, requests: int, values: int) -> bool:
+        """Whether so many requests are recorded, each of which draws from so many values."""
+        return requests <= MOST_REQUESTS and _rung(requests) * values <= MOST_VALUES
+
+    def run(self, kind: Hashable, draft: Draft, inputs: DraftInputs, generator: torch.Generator) -> Proposal:
+        """`draft(inputs)`. kind: all that `draft` depends on besides its inputs; generator: its source of randomness"""
+        requests = len(inputs.anchors)
+        rung = _rung(requests)
+        recording = self._recordings.get((kind, rung))
+        if recording is None:
+            recording = self._recordings[kind, rung] = self._record(draft, inputs.room(rung), generator)
+        recording.inputs.fill(inputs)
+        recording.graph.replay()
+        return recording.proposal.first(requests)
+
+    def _record(self, draft: Draft, inputs: DraftInputs, generator: torch.Generator) -> _Recording:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            draft(inputs)  # kernels are compiled and libraries set up, which a graph cannot hold
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        if inputs.temperature is not None:
+            graph.register_generator_state(generator)
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            proposal = draft(inputs)
+        return _Recording(graph, inputs, proposal)
