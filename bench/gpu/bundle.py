@@ -133,8 +133,12 @@ def split(whole: Path, folder: Path, size: int) -> list[Path]:
 
 @dataclass(frozen=True)
 class Bundle:
-    """What has been unpacked. target, draft: checkpoint folders; environment: of a process that is to see it all."""
+    """What has been unpacked. site: the distributions; target, draft: checkpoint folders
 
+    environment: of processes that are to see it all
+    """
+
+    site: Path
     target: Path
     draft: Path
     environment: dict[str, str]
@@ -162,7 +166,7 @@ class Bundle:
         command = [sys.executable, "-m", "dspark_sgl.target"]
         said = subprocess.run(command, env=environment, cwd=to, capture_output=True, text=True, check=True).stdout
         draft = next((own / "dspark_sgl/drafts").iterdir())
-        return cls(Path(said.split()[-1]), draft, environment)
+        return cls(site, Path(said.split()[-1]), draft, environment)
 
 
 def unpack(parts: Path, to: Path) -> list[str]:

@@ -35,12 +35,16 @@ class Answer:
 
 @dataclass(frozen=True)
 class Target:
-    """What is served. arms: server arguments by name; prompts: one field of a request each, `text` or `input_ids`"""
+    """What is served. arms: server arguments by name; prompts: one field of a request each, `text` or `input_ids`
+
+    wanted: what each prompt is answered with, where that is known beforehand
+    """
 
     title: str
     model: Path
     arms: Mapping[str, tuple[str, ...]]
     prompts: list[dict[str, Any]]
+    wanted: list[list[int]] | None = None
 
 
 class Fleet:

@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 from datetime import date
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -45,13 +45,15 @@ def main() -> int:
     from .timings import measure
 
     bundle = Bundle.unpacked(options.bundle) if options.bundle else None
-    # Servers import for a minute, which the GPU is idle in; the kernels are timed before any of them computes.
-    fleets = [] if bundle is None else start(bundle, options.logs)
-    lines = [f"## {date.today().isoformat()}, {device()}", "", versions(), ""]
+    lines = [f"## {date.today().isoformat()}, {device()}", "", versions(bundle), ""]
     passed = []
+    fleets: list[Fleet] = []
     try:
         lines += [*table(measure(options.small)), ""]
         say("\n".join(lines))
+        if bundle is not None:
+            # They import for a minute, in which the GPU has time for the tests.
+            fleets = start(bundle, options.logs)
         for what, (good, said) in (
             ("Kernels against references", kernel_tests(options.small)),
             ("FlashInfer's attention under our masks", mask_check(options.small, bundle)),
@@ -59,9 +61,10 @@ def main() -> int:
             passed.append(good)
             lines[4:4] = [f"{what}: {said}.", ""]
             say(f"{what}: {said}")
-        for fleet in fleets:
-            fleet.wait(60)
+        for fleet in fleets:  # all of them: what is still starting takes the host's time from what is measured
+            fleet.wait(75)
             say(f"ready: {', '.join(fleet.ready)}")
+        for fleet in fleets:
             points = measure_serving(fleet, 60)
             fleet.stop()
             found = [*serving_table(fleet.target.title, points), "", *phase_table(points), ""]
@@ -123,9 +126,14 @@ def device() -> str:
     return f"{facts.name} ({facts.total_memory / 2**30:.0f} GiB, {facts.multi_processor_count} multiprocessors)"
 
 
-def versions() -> str:
+def versions(bundle: Bundle | None) -> str:
+    """Of what has run: the machine's own distributions, and those that came along."""
     found = []
     for name in PACKAGES:
+        brought = [] if bundle is None else list(distributions(name=name, path=[str(bundle.site)]))
+        if brought:
+            found.append(f"{name} {brought[0].version} (of the bundle)")
+            continue
         try:
             found.append(f"{name} {version(name)}")
         except PackageNotFoundError:

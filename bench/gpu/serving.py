@@ -2,8 +2,8 @@
 
 Two targets: SmolLM2 with the draft that ships, whose answers are text, and one as large as Qwen3-8B whose drafts are
 right as often as was chosen (`known.py`). Every arm answers the same prompts greedily with answers of one length, so
-that tokens per second compare. Answers are compared with plain SGLang's: in bfloat16 a tie falls one way or the other,
-so not all of a real model's are equal.
+that tokens per second compare. What is right is plain SGLang's answer, or the known one: of a real model in bfloat16 not
+all are, since a tie falls one way or the other.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ TREE = str(ROOT / "bench/policies/tree-16.yaml")
 
 @dataclass(frozen=True)
 class Point:
-    """One arm at so many users: tokens per second of each pass, mean accepted length, answers as plain SGLang's, and
-    host milliseconds per phase of a round of ours."""
+    """One arm at so many users: tokens per second of each pass, mean accepted length, answers that are
+    right, and host milliseconds per phase of a round of ours."""
 
     arm: str
     users: int
@@ -62,7 +62,7 @@ def smollm2(model: Path, draft: Path) -> Target:
 
 def known(folder: Path, size: Size = QWEN3_8B, draft: DraftSize = QWEN3_8B_DRAFT) -> Target:
     """A target whose drafts are right as often as `draft` says, written into `folder`."""
-    write_target(folder / "target", size)
+    successor = write_target(folder / "target", size).tolist()
     write_draft(folder / "draft", size, draft)
     common = ("--max-total-tokens", "20000", "--skip-tokenizer-init")
     with_draft = ("--speculative-draft-model-path", str(folder / "draft"))
@@ -74,11 +74,17 @@ def known(folder: Path, size: Size = QWEN3_8B, draft: DraftSize = QWEN3_8B_DRAFT
     }
     g = random.Random(0)
     prompts = [{"input_ids": [g.randrange(2, size.vocab_size) for _ in range(64)]} for _ in range(240)]
+    wanted = []
+    for prompt in prompts:
+        text = [prompt["input_ids"][-1]]
+        for _ in range(TOKENS):
+            text.append(successor[text[-1]])
+        wanted.append(text[1:])
     title = (
         f"Qwen3-8B in size ({size.num_hidden_layers} layers of {size.hidden_size}), drafts right with "
         f"{draft.right:.2f} each, a second choice with {draft.second:.2f}; a whole chain accepts {draft.length:.2f}"
     )
-    return Target(title, folder / "target", {arm: (*common, *more) for arm, more in arms.items()}, prompts)
+    return Target(title, folder / "target", {arm: (*common, *more) for arm, more in arms.items()}, prompts, wanted)
 
 
 def measure_serving(fleet: Fleet, seconds: float) -> list[Point]:
@@ -91,7 +97,7 @@ def measure_serving(fleet: Fleet, seconds: float) -> list[Point]:
     until = time.monotonic() + seconds
     for number in range(PASSES):
         for count in USERS:
-            asked = prompts[:: len(prompts) // max(2 * count, 6)][: max(2 * count, 6)]
+            asked = [prompts[i] for i in _chosen(len(prompts), count)]
             for arm in fleet.ready:
                 if number and time.monotonic() > until:
                     continue
@@ -105,11 +111,19 @@ def measure_serving(fleet: Fleet, seconds: float) -> list[Point]:
                 said[arm, count], phases[arm, count] = answers, _per_round(before, fleet.clock(arm))
     points = []
     for (arm, count), passes in speeds.items():
-        answers, plain = said[arm, count], said.get(("plain", count), [])
-        same = sum(mine.said == theirs.said for mine, theirs in zip(answers, plain, strict=False))
+        answers, wanted = said[arm, count], [answer.said for answer in said.get(("plain", count), [])]
+        if fleet.target.wanted is not None:
+            wanted = [fleet.target.wanted[i] for i in _chosen(len(prompts), count)]
+        same = sum(answer.said == right for answer, right in zip(answers, wanted, strict=False))
         length = statistics.mean(answer.tokens / answer.rounds for answer in answers)
         points.append(Point(arm, count, passes, length, same, len(answers), phases[arm, count]))
     return points
+
+
+def _chosen(prompts: int, users: int) -> range:
+    """Two prompts a user, at least six, from all over."""
+    asked = max(2 * users, 6)
+    return range(0, prompts // asked * asked, prompts // asked)
 
 
 def _warm_up(fleet: Fleet) -> None:
@@ -134,12 +148,12 @@ def _per_round(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float
 
 
 def serving_table(title: str, points: list[Point]) -> list[str]:
-    """Markdown: tokens per second, the ratio to plain SGLang at the same users, accepted length, equal answers."""
+    """Markdown: tokens per second, the ratio to plain SGLang at the same users, accepted length, answers that are right."""
     plain = {point.users: statistics.median(point.speeds) for point in points if point.arm == "plain"}
     lines = [
         f"{title}:",
         "",
-        "| arm | users | tokens/s | of plain | accepted length | answers as plain's |",
+        "| arm | users | tokens/s | of plain | accepted length | answers right |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     for point in points:
