@@ -2,8 +2,8 @@
 
 Two targets: SmolLM2 with the draft that ships, whose answers are text, and one as large as Qwen3-8B whose drafts are
 right as often as was chosen (`known.py`). Every arm answers the same prompts greedily with answers of one length, so
-that tokens per second compare. What is right is plain SGLang's answer, or the known one: of a real model in bfloat16 not
-all are, since a tie falls one way or the other.
+that tokens per second compare. What is right is plain SGLang's answer, or the known one; of a real model in bfloat16
+not all are, since a tie falls one way or the other.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def _per_round(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float
 
 
 def serving_table(title: str, points: list[Point]) -> list[str]:
-    """Markdown: tokens per second, the ratio to plain SGLang at the same users, accepted length, answers that are right."""
+    """Markdown: tokens per second, the ratio to plain SGLang at the same users, accepted length, right answers."""
     plain = {point.users: statistics.median(point.speeds) for point in points if point.arm == "plain"}
     lines = [
         f"{title}:",
