@@ -20,7 +20,7 @@ from recipes.evaluate import score, walk
 from recipes.llama import FrozenLlama
 from recipes.recurrent import Eagle3Draft, MTPDraft
 from recipes.shape import Shape
-from recipes.states import Reading, StateCache, read
+from recipes.states import LiveStates, Reading, StateCache, read
 from recipes.train import sample_anchors
 
 from . import tiny_models
@@ -168,7 +168,9 @@ def test_the_cache_holds_what_the_target_says(
     cache = StateCache(tmp_path / "cache")
     assert sorted(len(r.response_ids) for r in cache.records) == sorted(len(r.response_ids) for r in records)
     got = cache.reading([1, 4], (0, 2))
-    wanted = read(target, [cache.records[1], cache.records[4]], (0, 2))
+    live = LiveStates(target, [str(data)], LAYERS, max_length=64)
+    assert live.records == cache.records
+    wanted = live.reading([1, 4], (0, 2))
     assert got.ids.equal(wanted.ids)
     for i, length in enumerate(got.length.tolist()):
         for name in ("features", "final"):
