@@ -37,6 +37,7 @@ class Answer:
 class Target:
     """What is served. arms: server arguments by name; prompts: one field of a request each, `text` or `input_ids`
 
+    tokens: of every answer
     wanted: what each prompt is answered with, where that is known beforehand
     """
 
@@ -44,6 +45,7 @@ class Target:
     model: Path
     arms: Mapping[str, tuple[str, ...]]
     prompts: list[dict[str, Any]]
+    tokens: int
     wanted: list[list[int]] | None = None
 
 
@@ -100,6 +102,7 @@ class Fleet:
         return lines
 
     def ask(self, arm: str, prompt: dict[str, Any], tokens: int) -> Answer:
+        """A greedy answer of so many tokens."""
         sampling = {"max_new_tokens": tokens, "temperature": 0, "ignore_eos": True}
         answer = json.loads(self._get(arm, "generate", {**prompt, "sampling_params": sampling}))
         meta, said = answer["meta_info"], answer["text" if "text" in prompt else "output_ids"]

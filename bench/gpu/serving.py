@@ -2,8 +2,9 @@
 
 Two targets: SmolLM2 with the draft that ships, whose answers are text, and one as large as Qwen3-8B whose drafts are
 right as often as was chosen (`known.py`). Every arm answers the same prompts greedily with answers of one length, so
-that tokens per second compare. What is right is plain SGLang's answer, or the known one; of a real model in bfloat16
-not all are, since a tie falls one way or the other.
+that tokens per second compare; a long one, since a prefill costs the host some forty milliseconds there. What is right
+is plain SGLang's answer, or the known one; of a real model in bfloat16 not all are, since a tie falls one way or the
+other.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from .fleet import Answer, Fleet, Target
 from .known import QWEN3_8B, QWEN3_8B_DRAFT, DraftSize, Size, write_draft, write_target
 
 ROOT = Path(__file__).parents[2]
-TOKENS = 96
 USERS = (1, 8, 32, 64)
 PASSES = 2
 OURS = ("--speculative-algorithm", "DSPARK_SGL", "--dspark-policy")
@@ -57,14 +57,16 @@ def smollm2(model: Path, draft: Path) -> Target:
         "ours, adaptive": (*OURS, "adaptive"),
     }
     prompts = [{"text": text} for text in asked]
-    return Target("SmolLM2-135M, its own draft", model, {arm: (*small, *more) for arm, more in arms.items()}, prompts)
+    ready = {arm: (*small, *more) for arm, more in arms.items()}
+    return Target("SmolLM2-135M, its own draft", model, ready, prompts, tokens=192)
 
 
 def known(folder: Path, size: Size = QWEN3_8B, draft: DraftSize = QWEN3_8B_DRAFT) -> Target:
     """A target whose drafts are right as often as `draft` says, written into `folder`."""
     successor = write_target(folder / "target", size).tolist()
     write_draft(folder / "draft", size, draft)
-    common = ("--max-total-tokens", "20000", "--skip-tokenizer-init")
+    tokens = 384
+    common = ("--max-total-tokens", "32000", "--skip-tokenizer-init")
     with_draft = ("--speculative-draft-model-path", str(folder / "draft"))
     arms = {
         "plain": (),
@@ -77,52 +79,64 @@ def known(folder: Path, size: Size = QWEN3_8B, draft: DraftSize = QWEN3_8B_DRAFT
     wanted = []
     for prompt in prompts:
         text = [prompt["input_ids"][-1]]
-        for _ in range(TOKENS):
+        for _ in range(tokens):
             text.append(successor[text[-1]])
         wanted.append(text[1:])
     title = (
         f"Qwen3-8B in size ({size.num_hidden_layers} layers of {size.hidden_size}), drafts right with "
         f"{draft.right:.2f} each, a second choice with {draft.second:.2f}; a whole chain accepts {draft.length:.2f}"
     )
-    return Target(title, folder / "target", {arm: (*common, *more) for arm, more in arms.items()}, prompts, wanted)
+    ready = {arm: (*common, *more) for arm, more in arms.items()}
+    return Target(title, folder / "target", ready, prompts, tokens, wanted)
 
 
 def measure_serving(fleet: Fleet, seconds: float) -> list[Point]:
     """Every arm at every number of users, in turn; `PASSES` passes, or as many as begin within that long."""
-    prompts = fleet.target.prompts
+    target = fleet.target
     _warm_up(fleet)
-    speeds: dict[tuple[str, int], list[float]] = {}
-    said: dict[tuple[str, int], list[Answer]] = {}
-    phases: dict[tuple[str, int], dict[str, float]] = {}
+    passes: dict[tuple[str, int], list[Pass]] = {}
     until = time.monotonic() + seconds
     for number in range(PASSES):
         for count in USERS:
-            asked = [prompts[i] for i in _chosen(len(prompts), count)]
             for arm in fleet.ready:
-                if number and time.monotonic() > until:
-                    continue
-                before = fleet.clock(arm)
-                start = time.perf_counter()
-                with ThreadPoolExecutor(count) as crowd:
-                    answers = list(crowd.map(lambda prompt, arm=arm: fleet.ask(arm, prompt, TOKENS), asked))
-                speed = sum(answer.tokens for answer in answers) / (time.perf_counter() - start)
-                speeds.setdefault((arm, count), []).append(speed)
-                print(f"{arm}, {count} users: {speed:.0f} tokens/s", flush=True)
-                said[arm, count], phases[arm, count] = answers, _per_round(before, fleet.clock(arm))
+                if number == 0 or time.monotonic() < until:
+                    passes.setdefault((arm, count), []).append(_run(fleet, arm, count))
     points = []
-    for (arm, count), passes in speeds.items():
-        answers, wanted = said[arm, count], [answer.said for answer in said.get(("plain", count), [])]
-        if fleet.target.wanted is not None:
-            wanted = [fleet.target.wanted[i] for i in _chosen(len(prompts), count)]
+    for (arm, count), done in passes.items():
+        answers, plain = done[-1].answers, passes.get(("plain", count))
+        wanted = [] if plain is None else [answer.said for answer in plain[-1].answers]
+        if target.wanted is not None:
+            wanted = [target.wanted[i] for i in _chosen(len(target.prompts), count)]
         same = sum(answer.said == right for answer, right in zip(answers, wanted, strict=False))
         length = statistics.mean(answer.tokens / answer.rounds for answer in answers)
-        points.append(Point(arm, count, passes, length, same, len(answers), phases[arm, count]))
+        points.append(Point(arm, count, [one.speed for one in done], length, same, len(answers), done[-1].phases))
     return points
 
 
+@dataclass(frozen=True)
+class Pass:
+    """speed: tokens per second; phases: host milliseconds of a decode step"""
+
+    speed: float
+    answers: list[Answer]
+    phases: dict[str, float]
+
+
+def _run(fleet: Fleet, arm: str, users: int) -> Pass:
+    """All prompts of so many users, that many at a time."""
+    target = fleet.target
+    asked = [target.prompts[i] for i in _chosen(len(target.prompts), users)]
+    before, start = fleet.clock(arm), time.perf_counter()
+    with ThreadPoolExecutor(users) as crowd:
+        answers = list(crowd.map(lambda prompt: fleet.ask(arm, prompt, target.tokens), asked))
+    speed = sum(answer.tokens for answer in answers) / (time.perf_counter() - start)
+    print(f"{arm}, {users} users: {speed:.0f} tokens/s", flush=True)
+    return Pass(speed, answers, _per_round(before, fleet.clock(arm)))
+
+
 def _chosen(prompts: int, users: int) -> range:
-    """Two prompts a user, at least six, from all over."""
-    asked = max(2 * users, 6)
+    """A prompt a user, at least four, from all over."""
+    asked = max(users, 4)
     return range(0, prompts // asked * asked, prompts // asked)
 
 
