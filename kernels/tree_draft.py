@@ -9,12 +9,14 @@ better than its parent.
 
 What may follow a node is asked of `Children`. Base logits are computed once for every depth, so a drafter whose head
 conditions on the token before (`MarkovChildren`) gives each branch its own distribution for one product over the
-expanded nodes of a level; one without such a head (`IndependentChildren`) has the same for all nodes of a level. Never
-decides how much of a tree is verified.
+expanded nodes of a level; one without such a head (`IndependentChildren`) has the same for all nodes of a level. One
+that runs its model for each node it expands is asked about the best of each level alone (`StepChildren`): its tree is a
+chain with leaves beside it. Never decides how much of a tree is verified.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import repeat
 from typing import Protocol
@@ -53,7 +55,13 @@ class DraftTree:
 
 
 class Children(Protocol):
-    """depth: how many levels it knows; vocab: int64 `[Vq]`, token ids of the columns, None for the whole vocabulary"""
+    """depth: how many levels it knows; vocab: int64 `[Vq]`, token ids of the columns, None for the whole vocabulary
+
+    beam: the most nodes of a level that it can be asked about, None for any number; the others stay leaves
+    """
+
+    @property
+    def beam(self) -> int | None: ...
 
     @property
     def depth(self) -> int: ...
@@ -81,6 +89,7 @@ class MarkovChildren:
     hidden: Tensor
     vocab: Tensor | None
     proj: Linear | None = None
+    beam: None = None
 
     @property
     def depth(self) -> int:
@@ -114,6 +123,7 @@ class IndependentChildren:
 
     logits: Tensor
     vocab: Tensor | None
+    beam: None = None
 
     @property
     def depth(self) -> int:
@@ -128,6 +138,28 @@ class IndependentChildren:
             return pick(self.logits[:, level], branch, None, rows, None).repeated(count), None
         rows = rows.repeat_interleave(count)
         return pick(self.logits[rows, level], branch, draw, rows, None).view(bs, count), None
+
+
+@dataclass(frozen=True)
+class StepChildren:
+    """From a model that takes one step after another.
+
+    first: logits after the anchors, `[bs, Vq]`, and what the next step starts from, `[bs, r]`
+    step: (level, tokens int64 `[bs]`, what the step before left `[bs, r]`) -> the same after those tokens
+    """
+
+    first: tuple[Tensor, Tensor]
+    step: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
+    depth: int
+    vocab: Tensor | None
+    beam: int = 1
+
+    def of(
+        self, level: int, tokens: Tensor, state: Tensor | None, branch: int, draw: TreeDraw | None
+    ) -> tuple[Picked, Tensor | None]:
+        logits, after = self.first if state is None else self.step(level, tokens[:, 0], state[:, 0])
+        rows = torch.arange(len(tokens), device=tokens.device)
+        return pick(logits, branch, draw, rows, None).view(len(tokens), 1), after[:, None]
 
 
 @dataclass(frozen=True)
@@ -183,7 +215,7 @@ def grow_tree(
         found = fresh if found is None else found + fresh
         if level + 1 == children.depth:
             break
-        place = _worth_expanding(found.survival, fresh.survival, shape.max_nodes)
+        place = _worth_expanding(found.survival, fresh.survival, shape.max_nodes, children.beam)
         if place.shape[1] == 0:
             break
         tokens, survival = fresh.tokens.gather(1, place), fresh.survival.gather(1, place)
@@ -203,8 +235,9 @@ def grow_tree(
     return _tree(found, order, drawn)
 
 
-def _worth_expanding(all_survival: Tensor, fresh: Tensor, most: int) -> Tensor:
-    """int64 `[bs, F]`: places in the newest level, the best first, that hold each request's nodes of the best `most`.
+def _worth_expanding(all_survival: Tensor, fresh: Tensor, most: int, beam: int | None) -> Tensor:
+    """int64 `[bs, F]`: places in the newest level, the best first, that hold each request's nodes of the best `most`;
+    no more than `beam` of them.
 
     Where a request has fewer such nodes than another, its next best come along; they do no harm.
     """
@@ -213,7 +246,7 @@ def _worth_expanding(all_survival: Tensor, fresh: Tensor, most: int) -> Tensor:
         bar = all_survival.topk(min(most, all_survival.shape[1]), dim=1).values[:, -1:]
         alive = (fresh >= bar) & (fresh > -torch.inf)
         width = int(alive.sum(1).max())
-    return fresh.topk(width, dim=1).indices
+    return fresh.topk(width if beam is None else min(width, beam), dim=1).indices
 
 
 def _tree(found: _Nodes, order: Tensor, drawn: NodeDistributions | None) -> DraftTree:

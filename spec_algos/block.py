@@ -26,11 +26,10 @@ from torch import Tensor
 
 from dspark_sgl.kernels.draft_chain import ChainDraw
 from dspark_sgl.kernels.linear import keep_packed, linear
-from dspark_sgl.kernels.tree_children import TreeDraw
-from dspark_sgl.kernels.tree_draft import Children, TreeShape, grow_tree
+from dspark_sgl.kernels.tree_draft import Children, TreeShape
 
 from .draft_graph import DraftGraphs, DraftInputs
-from .draft_model import DraftHead, hot_vocabulary, load_draft
+from .draft_model import DraftHead, grown, hot_vocabulary, load_draft
 from .protocol import Commit, Drafter, DrafterContext, Proposal, Round
 
 
@@ -145,9 +144,8 @@ class BlockDrafter(Drafter):
         if tree is None:
             draw = ChainDraw(self._head.vocab, inputs.temperature, inputs.greedy, generator)
             return self._draw(logits, hidden, inputs.anchors, draw)
-        at_random = None if inputs.temperature is None else TreeDraw(inputs.temperature, inputs.greedy, generator)
-        grown = grow_tree(self._children(logits, hidden), inputs.anchors, inputs.depths, tree, at_random)
-        return Proposal(grown.tokens, grown.parents, confidence=grown.chance, drawn=grown.drawn)
+        children = self._children(logits, hidden)
+        return grown(children, inputs.anchors, inputs.depths, tree, inputs.temperature, inputs.greedy, generator)
 
     def observe(self, commit: Commit) -> None:
         """Write the context KV: every draft layer's own keys and values of `H_ctx = hidden_norm(fc(hidden))`."""

@@ -1,4 +1,4 @@
-"""What every drafter with a model needs around it: the model's runner, and the head its features go through.
+"""What every drafter with a model needs around it: its runner, the head its features go through, the trees it grows.
 
 SGLang's own classes hold the weights. Never runs a forward.
 """
@@ -19,8 +19,10 @@ from sglang.srt.speculative.spec_utils import draft_pp_context
 from torch import Tensor
 
 from dspark_sgl.kernels.linear import keep_packed, linear
+from dspark_sgl.kernels.tree_children import TreeDraw
+from dspark_sgl.kernels.tree_draft import Children, TreeShape, grow_tree
 
-from .protocol import DrafterContext
+from .protocol import DrafterContext, Proposal
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +81,21 @@ class DraftHead:
         if self._rows is not None:
             return linear(features.to(self._rows.dtype), self._rows)
         return gather_and_crop_vocab(project_through_lm_head(features, self._lm_head), self._lm_head)
+
+
+def grown(
+    children: Children,
+    anchors: Tensor,
+    depths: Tensor,
+    shape: TreeShape,
+    temperature: Tensor | None,
+    greedy: Tensor,
+    generator: torch.Generator,
+) -> Proposal:
+    """A tree per request. anchors, depths: int64 `[bs]`; temperature, greedy, generator: as in `Round`"""
+    draw = None if temperature is None else TreeDraw(temperature, greedy, generator)
+    tree = grow_tree(children, anchors, depths, shape, draw)
+    return Proposal(tree.tokens, tree.parents, confidence=tree.chance, drawn=tree.drawn)
 
 
 def hot_vocabulary(draft: Path, device: torch.device) -> Tensor | None:

@@ -20,6 +20,7 @@ Never verifies, and never looks at load or policy.
 from __future__ import annotations
 
 from abc import abstractmethod
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -29,8 +30,9 @@ from sglang.srt.speculative.eagle_info import EagleDraftExtendInput
 from torch import Tensor
 
 from dspark_sgl.kernels.draft_chain import ChainDraw, certainty
+from dspark_sgl.kernels.tree_draft import StepChildren
 
-from .draft_model import DraftHead, load_draft
+from .draft_model import DraftHead, grown, load_draft
 from .protocol import Commit, Drafter, DrafterContext, Proposal, Round
 
 
@@ -59,6 +61,7 @@ class FeatureOutput(torch.nn.Module):
 class RecurrentDrafter(Drafter):
     """A draft model of SGLang's that reads `spec_info.hidden_states`; a subclass gives it embedding and head."""
 
+    trees: ClassVar[bool] = True
     uses_target_hidden: ClassVar[bool] = True
     recurrent: ClassVar[bool] = True
 
@@ -103,15 +106,18 @@ class RecurrentDrafter(Drafter):
 
     def propose(self, round: Round) -> Proposal:
         features, carry = self._kept[:, round.req_slots]
-        depth = min(max(round.depths), self.block)
+        depth, first = min(max(round.depths), self.block), (self._head.logits(features), carry)
+        if round.tree is not None:
+            # A step costs a pass of the module: a chain of the likeliest, and leaves beside it, which cost none.
+            children = StepChildren(first, partial(self._step, round), depth, self._head.vocab)
+            depths = torch.tensor(round.depths, device=round.anchors.device)
+            return grown(children, round.anchors, depths, round.tree, round.temperature, round.greedy, round.generator)
         draw = ChainDraw(self._head.vocab, round.temperature, round.greedy, round.generator)
         q = draw.room(round.anchors.shape[0], depth, self._head.columns)
         columns: list[Tensor] = []
         confidence: list[Tensor] = []
         for k in range(depth):
-            if k > 0:
-                features, carry = self._step(round, k - 1, draw.tokens(columns[-1]), carry)
-            logits = self._head.logits(features)
+            logits, carry = first if k == 0 else self._step(round, k, draw.tokens(columns[-1]), carry)
             columns.append(draw.columns(logits, None if q is None else q[:, k]))
             confidence.append(certainty(logits))
         chain = draw.chain(torch.stack(columns, dim=1), q)
@@ -144,23 +150,25 @@ class RecurrentDrafter(Drafter):
             commit.hidden,
         )
 
-    def _step(self, round: Round, step: int, tokens: Tensor, carry: Tensor) -> tuple[Tensor, Tensor]:
-        """`[bs, H]` twice: row `lens + step`, which reads the token just drawn and the output of the row before."""
-        ends = round.lens_cpu + step + 1
-        return self._forward(
+    def _step(self, round: Round, level: int, tokens: Tensor, carry: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits `[bs, Vq]` of what follows `tokens` at this level, 1 or more, and the carry `[bs, H]`: out of row
+        `lens + level - 1`, which reads them and the output of the row before."""
+        ends = round.lens_cpu + level
+        features, carry = self._forward(
             ForwardBatch(
                 forward_mode=ForwardMode.DECODE,
                 batch_size=tokens.shape[0],
                 input_ids=tokens,
                 req_pool_indices=round.req_slots,
-                seq_lens=round.lens + step + 1,
-                out_cache_loc=round.cache_locs[:, step].contiguous(),
+                seq_lens=round.lens + level,
+                out_cache_loc=round.cache_locs[:, level - 1].contiguous(),
                 seq_lens_sum=int(ends.sum()),
                 seq_lens_cpu=ends,
-                positions=round.lens + step,
+                positions=round.lens + level - 1,
             ),
             carry,
         )
+        return self._head.logits(features), carry
 
     def _forward(self, batch: ForwardBatch, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
         """Features and carry of every row."""

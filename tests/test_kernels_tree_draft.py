@@ -18,22 +18,33 @@ from dspark_sgl.kernels.tree_draft import (
     DraftTree,
     IndependentChildren,
     MarkovChildren,
+    StepChildren,
     TreeShape,
     grow_tree,
 )
 
 VOCAB, RANK, HIDDEN, DEPTH = 950, 5, 7, 4
-KINDS = ("vanilla", "gated", "rnn", "independent")
+KINDS = ("vanilla", "gated", "rnn", "independent", "steps")
 
 
 @dataclass(frozen=True)
 class Case:
-    """log_q: what follows a path of tokens, float64 `[Vq]`, computed from the path's first token on each time"""
+    """log_q: what follows a path of tokens, float64 `[Vq]`, computed from the path's first token on each time
+
+    chain: only the likeliest child of the node before is ever followed
+    """
 
     children: Children
     log_q: Callable[[int, list[int]], Tensor]
     anchors: Tensor
     vocab: Tensor
+    chain: bool = False
+
+    def follows(self, request: int, path: tuple[int, ...]) -> bool:
+        """Whether this node may have children."""
+        words = [int(self.anchors[request]), *path]
+        best = [int(self.vocab[self.log_q(request, words[:k]).argmax()]) for k in range(1, len(words))]
+        return not self.chain or best == list(path)
 
 
 def case(kind: str, seed: int, bs: int, columns: int = 11) -> Case:
@@ -55,7 +66,7 @@ def case(kind: str, seed: int, bs: int, columns: int = 11) -> Case:
         w1=random(VOCAB, RANK),
         w2=random(columns, RANK),
         gate=Linear(random(RANK, HIDDEN + RANK), random(RANK)) if kind == "gated" else None,
-        joint=Linear(random(3 * RANK, 2 * RANK + HIDDEN), random(3 * RANK)) if kind == "rnn" else None,
+        joint=Linear(random(3 * RANK, 2 * RANK + HIDDEN), random(3 * RANK)) if kind in ("rnn", "steps") else None,
     )
 
     def along(request: int, path: list[int]) -> Tensor:
@@ -64,6 +75,17 @@ def case(kind: str, seed: int, bs: int, columns: int = 11) -> Case:
             bias, state = head.step(torch.tensor([token]), hidden[request, k, None], state)
         return (logits[request, len(path) - 1] + bias[0]).double().log_softmax(-1)
 
+    if kind == "steps":
+        # The head stands for a module that feeds on its own state; where it is asked twice a level it would be wrong.
+        def step(level: int, tokens: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+            bias, after = head.step(tokens, hidden[:, level], state)
+            assert after is not None
+            return logits[:, level] + bias, after
+
+        start = head.initial_state(bs)
+        assert start is not None
+        children = StepChildren(step(0, anchors, start), step, DEPTH, vocab)
+        return Case(children, along, anchors, vocab, chain=True)
     return Case(MarkovChildren(head, logits, hidden, vocab), along, anchors, vocab)
 
 
@@ -74,7 +96,7 @@ def best_first(case: Case, request: int, depth: int, shape: TreeShape) -> dict[t
     while heap and len(found) <= shape.max_nodes:
         cost, path = heapq.heappop(heap)
         found[path] = float(torch.tensor(-cost).exp())
-        if len(path) < depth:
+        if len(path) < depth and case.follows(request, path):
             log_q = case.log_q(request, [int(case.anchors[request]), *path])
             for value, column in zip(*log_q.topk(min(shape.branch, len(log_q))), strict=True):
                 heapq.heappush(heap, (cost - float(value), (*path, int(case.vocab[column]))))

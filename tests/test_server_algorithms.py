@@ -69,7 +69,7 @@ class Algorithm:
 ALGORITHMS = (
     Algorithm("DSPARK_SGL", tuple(METHODS), tiny_models.write_draft),
     Algorithm("DFLASH_SGL", ("rejection", "tree"), tiny_drafts.write_dflash, page=16),
-    Algorithm("EAGLE3_SGL", ("rejection",), tiny_drafts.write_eagle3, page=4),
+    Algorithm("EAGLE3_SGL", ("rejection", "tree"), tiny_drafts.write_eagle3, page=4),
     Algorithm("MTP_SGL", ("rejection",), tiny_drafts.write_mtp),
     Algorithm("NGRAM_SGL", ("match",)),
     Algorithm("BRANCH_SGL", ("match",)),  # another package's, chains and trees
