@@ -64,12 +64,12 @@ class DraftHead:
     def __init__(self, lm_head: Any, *, hot: Tensor | None = None, vocab: Tensor | None = None) -> None:
         self._lm_head, self._hot = lm_head, hot
         self.vocab = vocab if hot is None else hot
-        self.refresh()
+        self._rows = None if hot is None else keep_packed(lm_head.weight[hot].contiguous())
 
     def refresh(self) -> None:
-        """Cut the hot rows out of `lm_head` as it now is."""
-        hot = self._hot
-        self._rows = None if hot is None else keep_packed(self._lm_head.weight[hot].contiguous())
+        """Cut the hot rows out of `lm_head` as it now is, into the memory that a recording may read them from."""
+        if self._rows is not None:
+            keep_packed(self._rows.copy_(self._lm_head.weight[self._hot]))
 
     @property
     def columns(self) -> int:
