@@ -1,6 +1,7 @@
 """What a drafter is told of each step: which rows entered the target's KV, and what came after each of them.
 
-One function per kind of step. Reads SGLang's batch and output and changes neither.
+One function per kind of step; for a verify round, which its rows are. Reads SGLang's batch and output and changes
+neither.
 """
 
 from __future__ import annotations

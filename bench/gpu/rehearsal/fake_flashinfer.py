@@ -115,7 +115,9 @@ class _Paged:
         else:
             self._planned = planned
 
-    def _attend(self, q: Tensor, cache: tuple[Tensor, Tensor], causal: bool, given: dict[str, Any]) -> Tensor:
+    def _attend(
+        self, q: Tensor, cache: tuple[Tensor, Tensor], causal: bool, sm_scale: float | None, given: dict[str, Any]
+    ) -> Tensor:
         for name, value in given.items():
             assert value in (None, -1, 0, 0.0, 1.0), f"{name}={value}"
         return torch.ops.rehearsal.attention(
@@ -129,10 +131,8 @@ class _Paged:
             self._mask_indptr_buf,
             self._planned,
             causal,
-            self._scale,
+            sm_scale or q.shape[-1] ** -0.5,
         )
-
-    _scale = 0.0
 
 
 class BatchPrefillWithPagedKVCacheWrapper(_Paged):
@@ -207,8 +207,7 @@ class BatchPrefillWithPagedKVCacheWrapper(_Paged):
         sm_scale: float | None = None,
         **given: Any,
     ) -> Tensor:
-        self._scale = sm_scale or q.shape[-1] ** -0.5
-        return self._attend(q, cache, causal, given)
+        return self._attend(q, cache, causal, sm_scale, given)
 
 
 class BatchDecodeWithPagedKVCacheWrapper(_Paged):
@@ -247,8 +246,7 @@ class BatchDecodeWithPagedKVCacheWrapper(_Paged):
     begin_forward = plan
 
     def forward(self, q: Tensor, cache: tuple[Tensor, Tensor], sm_scale: float | None = None, **given: Any) -> Tensor:
-        self._scale = sm_scale or q.shape[-1] ** -0.5
-        return self._attend(q, cache, False, given)
+        return self._attend(q, cache, False, sm_scale, given)
 
 
 def fast_decode_plan(
