@@ -39,6 +39,7 @@ class TableChildren:
     sure: Tensor
     vocab: Tensor | None = None
     depth: int = 2
+    beam: None = None
 
     def of(
         self, level: int, tokens: Tensor, state: Tensor | None, branch: int, draw: TreeDraw | None
