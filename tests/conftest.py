@@ -1,7 +1,7 @@
-"""The servers the tests share: one start per configuration, because a start costs most of a minute.
+"""How the tests share a machine, and the servers they share: a start costs most of a minute.
 
-Most of that minute one process imports; so a server starts in the background, beside the tests that need none and
-beside other servers.
+`make test` runs two workers, each with a core of its own: threads of two servers on two cores would wait for one
+another. What shares a server is a group, which one worker runs; groups with servers come first, being the longest.
 
 float32, so that greedy outputs can be compared token for token; chunks of 64 tokens and a small KV pool, so that
 chunked prefill, radix eviction and retraction happen on the way.
@@ -10,10 +10,12 @@ chunked prefill, radix eviction and retraction happen on the way.
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch; servers inherit it
 
 import pytest
 import triton_interpreter  # noqa: F401  before anything imports triton
@@ -31,33 +33,17 @@ SHARED = (
     # Ready is who answered a request, and `Server` waits for that.
     "--skip-server-warmup",
 )
+SHARED_SERVERS = {"spec_server", "plain_server"}
 FULL_BLOCK = "version: 1\nname: full-block\nschedule: {kind: fixed, depth: 7}\n"
 
 
-class Boots:
-    """Servers by name, each started in a thread of its own and waited for where it is used."""
-
-    def __init__(self) -> None:
-        self._servers: dict[str, Server] = {}
-        self._ready: dict[str, Future[Server]] = {}
-        self._threads = ThreadPoolExecutor()
-
-    def start(self, name: str, arguments: Sequence[str], environment: dict[str, str] | None = None) -> None:
-        """Nothing happens where it is under way already."""
-        if name not in self._servers:
-            server = self._servers[name] = Server(arguments, environment)
-            self._ready[name] = self._threads.submit(server.__enter__)
-
-    def server(self, name: str) -> Server:
-        return self._ready[name].result()
-
-    def stop(self, name: str) -> None:
-        self._servers[name].stop()
-
-    def stop_all(self) -> None:
-        for server in self._servers.values():
-            server.stop()
-        self._threads.shutdown()
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test's group is its own word, or the servers it shares, or its file."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            shares = SHARED_SERVERS & set(getattr(item, "fixturenames", ()))
+            item.add_marker(pytest.mark.xdist_group("servers" if shares else item.path.stem))
+    items.sort(key=lambda item: item.get_closest_marker("server") is None)
 
 
 @pytest.fixture(scope="session")
@@ -79,36 +65,20 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.fixture(scope="session", autouse=True)
-def boots(request: pytest.FixtureRequest) -> Iterator[Boots]:
-    """Two servers start with the first test, if any test is going to ask for them."""
-    boots = Boots()
-    asked = {name for item in request.session.items for name in getattr(item, "fixturenames", ())}
-    try:
-        if asked & {"spec_server", "plain_server"}:
-            shared = ["--model-path", str(request.getfixturevalue("target")), *SHARED]
-        if "spec_server" in asked:
-            speculate = ["--speculative-algorithm", "DSPARK_SGL", "--dspark-policy"]
-            record = {RECORD_VARIABLE: str(request.getfixturevalue("record"))}
-            boots.start("spec", [*shared, *speculate, str(request.getfixturevalue("policy"))], record)
-        if "plain_server" in asked:
-            # Synchronous as ours is: overlapped, SGLang counts a token for the penalties one step late.
-            boots.start("plain", [*shared, "--disable-overlap-schedule"])
-        yield boots
-    finally:
-        boots.stop_all()
-
-
 @pytest.fixture(scope="session")
-def spec_server(boots: Boots) -> Server:
+def spec_server(target: Path, policy: Path, record: Path) -> Iterator[Server]:
     """DSpark at the full block; a request lowers its own depth with `max_depth`."""
-    return boots.server("spec")
+    speculate = ["--speculative-algorithm", "DSPARK_SGL", "--dspark-policy", str(policy)]
+    with Server(["--model-path", str(target), *SHARED, *speculate], {RECORD_VARIABLE: str(record)}) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
-def plain_server(boots: Boots) -> Server:
+def plain_server(target: Path) -> Iterator[Server]:
     """SGLang without speculation, on the same attention backend."""
-    return boots.server("plain")
+    # Synchronous as ours is: overlapped, SGLang counts a token for the penalties one step late.
+    with Server(["--model-path", str(target), *SHARED, "--disable-overlap-schedule"]) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

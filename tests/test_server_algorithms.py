@@ -6,8 +6,8 @@ Sampling: chi-square of the first three tokens over 50,000 samples for each way 
 variation. The same statistic rejects a target that is off by five percent in temperature, or eight,
 so it has the power to see a bias. That drafts were offered and accepted is counted.
 
-A scheduler of so small a model keeps one core busy. So two algorithms are tried at once, each on a server of its own,
-and the tests judge what the trials brought.
+Each algorithm is tried once, on a server of its own, and the tests judge what the trial brought. An algorithm is a
+group of tests, so that two are tried at once.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,9 +32,8 @@ from dspark_sgl.server import Server
 from . import tiny_drafts, tiny_models
 from .three_tokens import Text, exact, p_value
 
-pytestmark = [pytest.mark.server, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.server, pytest.mark.timeout(1800)]
 
-AT_ONCE = 2
 PER_REQUEST = 250
 DEPTHS, WRITTEN = (1, 3, tiny_models.GAMMA), 64
 SETTINGS = ((1.0, 1.0), (0.7, 0.9))
@@ -101,9 +102,12 @@ def size(algorithm: Algorithm, method: str, setting: tuple[float, float]) -> Siz
 
 SAMPLINGS = [(a, method, setting) for a in ALGORITHMS for method in a.methods for setting in settings(a, method)]
 GREEDY = [(a, method) for a in ALGORITHMS for method in (a.methods[0], "tree") if method in a.methods]
-every_sampling = pytest.mark.parametrize(
-    ("algorithm", "method", "setting"), SAMPLINGS, ids=[f"{a.name}-{method}-{s[0]}" for a, method, s in SAMPLINGS]
-)
+
+
+def grouped(algorithm: Algorithm, *rest: Any) -> Any:
+    """A test's parameters; those of an algorithm share its trial, so one worker runs them."""
+    said = [algorithm.name, *(str(what[0]) if isinstance(what, tuple) else what for what in rest)]
+    return pytest.param(algorithm, *rest, id="-".join(said), marks=pytest.mark.xdist_group(algorithm.name))
 
 
 # -- Trials: what one server of an algorithm answered ------------------------------------------------------------------
@@ -163,7 +167,7 @@ def run_trial(algorithm: Algorithm, prompts: Sequence[list[int]], folder: Path) 
         *("--max-running-requests", str(PER_REQUEST)),
     ]
     paths = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
-    with Server(arguments, {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}) as server:
+    with Server(arguments, {"PYTHONPATH": paths}) as server:
         greedy: dict[tuple[str, int], Greedy] = {}
         sampled: dict[tuple[str, tuple[float, float]], Sampled] = {}
         for method in [method for a, method in GREEDY if a is algorithm]:
@@ -253,31 +257,27 @@ def write_all(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Tried:
-    """trials: under way for every algorithm of a selected test"""
+    """trial: an algorithm's, run when it is first asked for"""
 
     model: LlamaForCausalLM
     examples: list[Example]
-    trials: dict[Algorithm, Future[Trial]]
+    trial: Callable[[Algorithm], Trial]
 
 
 @pytest.fixture(scope="module")
-def tried(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tried]:
+def tried(tmp_path_factory: pytest.TempPathFactory) -> Tried:
     folder = tmp_path_factory.mktemp("tiny")
     write_all(folder)
     model = LlamaForCausalLM.from_pretrained(folder / "target").float().eval()
     examples = choose_examples(model)
     prompts = [example.prompt for example in examples]
-    chosen = {item.callspec.params.get("algorithm") for item in request.session.items if hasattr(item, "callspec")}
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        trials = {a: pool.submit(run_trial, a, prompts, folder) for a in ALGORITHMS if a in chosen}
-        yield Tried(model, examples, trials)
-        pool.shutdown(cancel_futures=True)
+    return Tried(model, examples, cache(lambda algorithm: run_trial(algorithm, prompts, folder)))
 
 
 # -- What the trials brought -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("algorithm", "method"), GREEDY, ids=[f"{a.name}-{method}" for a, method in GREEDY])
+@pytest.mark.parametrize(("algorithm", "method"), [grouped(a, method) for a, method in GREEDY])
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_greedy_tokens_are_the_targets(
     algorithm: Algorithm,
@@ -285,7 +285,7 @@ def test_greedy_tokens_are_the_targets(
     depth: int,
     tried: Tried,
 ) -> None:
-    found = tried.trials[algorithm].result().greedy[method, depth]
+    found = tried.trial(algorithm).greedy[method, depth]
     for texts in found.texts:
         assert texts == [example.wanted for example in tried.examples]
     assert min(found.cached) >= 64
@@ -293,24 +293,24 @@ def test_greedy_tokens_are_the_targets(
     assert found.drafts.verified > found.drafts.accepted > 20
 
 
-@pytest.mark.parametrize("algorithm", [a for a in ALGORITHMS if a.write is None], ids=lambda a: a.name)
+@pytest.mark.parametrize("algorithm", [grouped(a) for a in ALGORITHMS if a.write is None])
 def test_a_text_that_repeats_itself_is_drafted_well(algorithm: Algorithm, tried: Tried) -> None:
     """By those that look back; random weights see no repetition."""
-    rounds = tried.trials[algorithm].result().greedy[algorithm.methods[0], tiny_models.GAMMA].rounds[0]
+    rounds = tried.trial(algorithm).greedy[algorithm.methods[0], tiny_models.GAMMA].rounds[0]
     assert (WRITTEN - 1) / rounds > 1.5
 
 
 # -- Sampling ----------------------------------------------------------------------------------------------------------
 
 
-@every_sampling
+@pytest.mark.parametrize(("algorithm", "method", "setting"), [grouped(*sampling) for sampling in SAMPLINGS])
 def test_samples_are_the_targets(
     algorithm: Algorithm,
     method: str,
     setting: tuple[float, float],
     tried: Tried,
 ) -> None:
-    found = tried.trials[algorithm].result().sampled[method, setting]
+    found = tried.trial(algorithm).sampled[method, setting]
     (temperature, top_p), wanted = setting, size(algorithm, method, setting)
     print(f"\n{algorithm.name}, {method}, temperature {temperature}: {found.drafts}")
     assert sum(found.counts.values()) == wanted.samples

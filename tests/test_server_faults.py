@@ -24,7 +24,6 @@ from transformers import LlamaForCausalLM
 from dspark_sgl.server import Server, ServerError
 
 from . import tiny_models
-from .conftest import Boots
 from .test_server_policy import metric
 from .three_tokens import exact, p_value
 
@@ -58,9 +57,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
-
-
 @pytest.fixture(scope="module")
 def arguments(folder: Path) -> list[str]:
     return [
@@ -73,10 +69,9 @@ def arguments(folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def server(boots: Boots, arguments: list[str]) -> Iterator[Server]:
-    boots.start("faults", arguments, ENVIRONMENT)
-    yield boots.server("faults")
-    boots.stop("faults")
+def server(arguments: list[str]) -> Iterator[Server]:
+    with Server(arguments) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -160,5 +155,5 @@ def test_a_killed_scheduler_ends_its_server_and_another_takes_over(server: Serve
         assert server.wait(60) != 0
         assert any(future.exception(timeout=60) is not None for future in waiting)
     assert psutil.wait_procs(family, timeout=20)[1] == []
-    with Server(arguments, ENVIRONMENT) as anew:
+    with Server(arguments) as anew:
         assert ask(anew, temperature=0, max_new_tokens=48)["output_ids"] == before

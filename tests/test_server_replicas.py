@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM
 from dspark_sgl.server import Server
 
 from . import tiny_models
-from .conftest import Boots, seconds_until
+from .conftest import seconds_until
 from .test_server_policy import metric
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
@@ -32,17 +32,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(boots: Boots, folder: Path) -> Iterator[Server]:
+def server(folder: Path) -> Iterator[Server]:
     arguments = [
         *("--model-path", str(folder / "target"), "--speculative-draft-model-path", str(folder / "draft")),
         *("--speculative-algorithm", "DSPARK_SGL", "--dspark-policy", str(folder / "policy.yaml")),
         *("--dtype", "float32", "--skip-tokenizer-init", "--skip-server-warmup", "--max-total-tokens", "8192"),
         *("--max-running-requests", "16", "--dp-size", "2", "--load-balance-method", "round_robin"),
     ]
-    boots.start("replicas", arguments, {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"})
-    yield boots.server("replicas")
-    # SGLang's data-parallel controller polls without a pause: an idle one would take a core from the tests to come.
-    boots.stop("replicas")
+    with Server(arguments, {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}) as server:
+        yield server
 
 
 def test_both_replicas_follow_the_policy_and_the_target(server: Server, folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import pytest
 
 from dspark_sgl.server import Answer, Server
 
-from .conftest import SHARED, Boots
+from .conftest import SHARED
 from .questions import LONG_PROMPT, PROMPT, SHAPING, chat, shaped, together
 from .test_server import expect_logprobs_of_plain_decoding
 
@@ -37,10 +37,10 @@ def tree_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tree_server(boots: Boots, target: Path, tree_policy: Path) -> Server:
+def tree_server(target: Path, tree_policy: Path) -> Iterator[Server]:
     speculate = ["--speculative-algorithm", "DSPARK_SGL", "--dspark-policy", str(tree_policy)]
-    boots.start("trees", ["--model-path", str(target), *SHARED, *speculate])
-    return boots.server("trees")
+    with Server(["--model-path", str(target), *SHARED, *speculate]) as server:
+        yield server
 
 
 @pytest.mark.parametrize("shape", SHAPES)
