@@ -1,7 +1,6 @@
 """What a drafter is told of each step: which rows entered the target's KV, and what came after each of them.
 
-One function per kind of step; for a verify round, which its rows are. Reads SGLang's batch and output and changes
-neither.
+One function per kind of step. Reads SGLang's batch and output and changes neither.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dspark_sgl.kernels.layout import TreeLayout
 from dspark_sgl.spec_algos.protocol import Commit
 
 
@@ -55,6 +55,36 @@ def step_commit(batch: Any, starts: Sequence[int], slots: Tensor, anchors: Tenso
         starts=starts,
         counts=[1] * len(starts),
     )
+
+
+def verify_commit(
+    batch: Any,
+    layout: TreeLayout,
+    path: Tensor,
+    emitted: Tensor,
+    lengths: Sequence[int],
+    slots: Tensor,
+    hidden: Tensor | None,
+) -> tuple[Commit, Tensor]:
+    """A verify round: the rows of the accepted paths, and which of the packed rows these are, int64 `[n]`.
+
+    path: int64 `[bs, P]`, rows of each tree; lengths: of each path; emitted: int64 `[bs, P]`, what came after each row
+    slots: int64 `[bs, S]`, KV slots of the positions from each anchor on, where the paths' KV belongs
+    hidden: `[rows, K * H]`, of all packed rows
+    """
+    width, starts = path.shape[1], batch.seq_lens_cpu.tolist()
+    place, positions = path_rows(lengths, width, starts).to(path.device)
+    kept = (layout.qo_indptr[:-1, None] + path).flatten()[place]
+    commit = Commit(
+        positions=positions,
+        cache_locs=slots[:, :width].flatten()[place],
+        successors=emitted.flatten()[place],
+        hidden=None if hidden is None else hidden[kept],
+        req_slots=batch.req_pool_indices,
+        starts=starts,
+        counts=lengths,
+    )
+    return commit, kept
 
 
 def path_rows(lengths: Sequence[int], width: int, starts: Sequence[int]) -> Tensor:

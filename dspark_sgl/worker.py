@@ -23,11 +23,11 @@ from torch import Tensor
 from dspark_sgl.kernels.layout import TreeLayout, chain_layout, tree_layout
 from dspark_sgl.kernels.walk import Acceptance
 from dspark_sgl.policies.forest import Forest
-from dspark_sgl.spec_algos.protocol import Commit, Drafter, DrafterContext, Proposal, Round
+from dspark_sgl.spec_algos.protocol import Drafter, DrafterContext, Proposal, Round
 
 from .assembly import build_governor
 from .clock import PLAIN, PREFILL, ROUND, RoundClock
-from .commits import path_rows, prefill_commit, step_commit
+from .commits import prefill_commit, step_commit, verify_commit
 from .constraints import GrammarRows, constrain
 from .decode_state import DecodeState
 from .governor import Governor
@@ -298,24 +298,10 @@ class SpecWorker(BaseSpecWorker):
         rows: Tensor,
     ) -> None:
         """Keep the accepted path: its KV moves to the front, and the drafter learns its hidden states."""
-        width, starts = accepted.path.shape[1], batch.seq_lens_cpu.tolist()
-        place, positions = path_rows(lengths, width, starts).to(self.device)
-        row = (layout.qo_indptr[:-1, None] + accepted.path).flatten()[place]
-        front = slots[:, :width].flatten()[place]
+        commit, kept = verify_commit(batch, layout, accepted.path, emitted, lengths, slots, self._take_hidden(output))
         if not layout.is_chain:
-            self._target.token_to_kv_pool.move_kv_cache(front, rows[row])
-        hidden = self._take_hidden(output)
-        self._drafter.observe(
-            Commit(
-                positions=positions,
-                cache_locs=front,
-                successors=emitted.flatten()[place],
-                hidden=None if hidden is None else hidden[row],
-                req_slots=batch.req_pool_indices,
-                starts=starts,
-                counts=lengths,
-            )
-        )
+            self._target.token_to_kv_pool.move_kv_cache(commit.cache_locs, rows[kept])
+        self._drafter.observe(commit)
 
     def _learn(self, requests: Sequence[Any], layout: TreeLayout, accepted: Acceptance, lengths: list[int]) -> None:
         """What the round brought, for clock, requests and policy."""

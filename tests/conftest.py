@@ -37,6 +37,7 @@ SHARED_SERVERS = {"spec_server", "plain_server"}
 FULL_BLOCK = "version: 1\nname: full-block\nschedule: {kind: fixed, depth: 7}\n"
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist names a test by its group
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A test's group is its own word, or the servers it shares, or its file."""
     for item in items:
