@@ -1,7 +1,7 @@
 """How the tests share a machine, and the servers they share: a start costs most of a minute.
 
 `make test` runs two workers, each with a core of its own: threads of two servers on two cores would wait for one
-another. What shares a server is a group, which one worker runs; groups with servers come first, being the longest.
+another. A file is run by one of them, and those with servers come first, being the longest.
 
 float32, so that greedy outputs can be compared token for token; chunks of 64 tokens and a small KV pool, so that
 chunked prefill, radix eviction and retraction happen on the way.
@@ -33,18 +33,11 @@ SHARED = (
     # Ready is who answered a request, and `Server` waits for that.
     "--skip-server-warmup",
 )
-SHARED_SERVERS = {"spec_server", "plain_server"}
 FULL_BLOCK = "version: 1\nname: full-block\nschedule: {kind: fixed, depth: 7}\n"
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist names a test by its group
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test's group is its own word, or the servers it shares, or its file."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            shares = SHARED_SERVERS & set(getattr(item, "fixturenames", ()))
-            item.add_marker(pytest.mark.xdist_group("servers" if shares else item.path.stem))
-    items.sort(key=lambda item: item.get_closest_marker("server") is None)
+    items.sort(key=lambda item: not item.path.stem.startswith("test_server"))
 
 
 @pytest.fixture(scope="session")
