@@ -18,8 +18,9 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,13 +54,18 @@ EDIT_S = 5.0
 MAY_GROW = 1.1
 
 
+Wanted = dict[tuple[int, str], tuple[int, ...]]
+"""What plain decoding writes, by prompt and way."""
+
+
 @dataclass
 class Traffic:
-    """wanted: what plain decoding writes, by prompt and way; problems: what went wrong, a line each"""
+    """longest: tokens of an answer, which `wanted` has all of; problems: what went wrong, a line each"""
 
     server: Server
-    prompts: list[str]
-    wanted: dict[tuple[int, str], tuple[int, ...]]
+    prompts: Sequence[str]
+    wanted: Wanted
+    longest: int
     seed: int
     done: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
@@ -67,11 +73,11 @@ class Traffic:
     def ask(self, index: int) -> None:
         """One request; which it is, its number and the seed say."""
         dice = random.Random(f"{self.seed} {index}")
-        which, count = dice.randrange(len(self.prompts)), dice.randint(1, LONGEST)
+        which, count = dice.randrange(len(self.prompts)), dice.randint(1, self.longest)
         kind = dice.choices(("dropped", "sampled", *WAYS), weights=(30, 10, 30, 10, 10, 10))[0]
         try:
             if kind == "dropped":
-                drop(self.server, self.prompts[which], dice.randint(1, 30))
+                drop(self.server, self.prompts[which], dice.randint(1, 30), self.longest)
             elif kind == "sampled":
                 ways = {"temperature": dice.choice((0.7, 1.0)), "top_p": dice.choice((0.9, 1.0)), "n": 2}
                 body = {"text": self.prompts[which], "sampling_params": {**ways, "max_new_tokens": count}}
@@ -90,9 +96,9 @@ def greedy(server: Server, prompt: str, way: str, count: int) -> tuple[int, ...]
     return server.generate(prompt, temperature=0, max_new_tokens=count, **ends, **WAYS[way]).tokens
 
 
-def drop(server: Server, prompt: str, lines: int) -> None:
+def drop(server: Server, prompt: str, lines: int, longest: int) -> None:
     """Start to stream and hang up after a few lines."""
-    params = {"temperature": 0.8, "max_new_tokens": LONGEST, "ignore_eos": True}
+    params = {"temperature": 0.8, "max_new_tokens": longest, "ignore_eos": True}
     body = json.dumps({"text": prompt, "stream": True, "sampling_params": params}).encode()
     request = urllib.request.Request(server.url + "/generate", body, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=600) as response:
@@ -100,12 +106,32 @@ def drop(server: Server, prompt: str, lines: int) -> None:
             response.readline()
 
 
-def edit(file: Path, done: threading.Event) -> None:
-    """Save one policy after another until done."""
-    turn = 0
-    while not done.wait(EDIT_S):
-        turn += 1
-        file.write_text(f"version: 1\nname: soak\n{POLICIES[turn % len(POLICIES)]}\n")
+def plain_answers(server: Server, prompts: Sequence[str], longest: int) -> Wanted:
+    """server: of plain SGLang"""
+    asked = [(which, way) for which in range(len(prompts)) for way in WAYS]
+    with ThreadPoolExecutor(16) as pool:
+        work = pool.map(lambda ask: greedy(server, prompts[ask[0]], ask[1], longest), asked)
+        return dict(zip(asked, tqdm(work, total=len(asked), desc="plain"), strict=True))
+
+
+@contextmanager
+def edited(file: Path) -> Iterator[None]:
+    """Meanwhile, one policy after another is saved there."""
+    done = threading.Event()
+
+    def edit() -> None:
+        turn = 0
+        while not done.wait(EDIT_S):
+            turn += 1
+            file.write_text(f"version: 1\nname: soak\n{POLICIES[turn % len(POLICIES)]}\n")
+
+    editor = threading.Thread(target=edit)
+    editor.start()
+    try:
+        yield
+    finally:
+        done.set()
+        editor.join()
 
 
 def numbers(requests: int, minutes: float | None) -> Iterator[int]:
@@ -149,24 +175,16 @@ def main() -> int:
     options = parser.parse_args()
     prompts = [prompt.text for prompt in eval_prompts(PROMPTS)]
     model = ["--model-path", str(make_target()), *ARGUMENTS]
-    asked = [(which, way) for which in range(PROMPTS) for way in WAYS]
     # Synchronous as ours is: overlapped, SGLang counts a token for the penalties one step late.
-    with Server([*model, "--disable-overlap-schedule"]) as server, ThreadPoolExecutor(16) as pool:
-        work = pool.map(lambda which: greedy(server, prompts[which[0]], which[1], LONGEST), asked)
-        wanted = dict(zip(asked, tqdm(work, total=len(asked), desc="plain"), strict=True))
+    with Server([*model, "--disable-overlap-schedule"]) as server:
+        wanted = plain_answers(server, prompts, LONGEST)
 
     policy = Path(tempfile.mkdtemp()) / "soak.yaml"
     policy.write_text(f"version: 1\nname: soak\n{POLICIES[1]}\n")  # the one that needs most room
-    done = threading.Event()
-    editor = threading.Thread(target=edit, args=(policy, done))
     with Server([*model, *SPECULATE, str(policy)]) as server:
-        traffic = Traffic(server, prompts, wanted, options.seed)
-        editor.start()
-        try:
+        traffic = Traffic(server, prompts, wanted, LONGEST, options.seed)
+        with edited(policy):
             early, late = run(traffic, options.requests, options.minutes, options.concurrency)
-        finally:
-            done.set()
-            editor.join()
         time.sleep(5)  # idle: SGLang now counts its slots, and ends the server when one is missing
         server.generate(prompts[0], temperature=0, max_new_tokens=8)
         server.flush()

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import time
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -210,36 +207,3 @@ def test_hidden_states_are_refused(spec_server: Server) -> None:
         spec_server.post(
             "/generate", {"text": PROMPT, "return_hidden_states": True, "sampling_params": {"max_new_tokens": 4}}
         )
-
-
-def test_load_with_aborts_and_retractions_leaks_nothing(
-    spec_server: Server, plain_answers: list[Answer], prompts: list[str]
-) -> None:
-    """Random lengths and shared prefixes on a KV pool that is too small; a third of the requests are dropped midway.
-    SGLang's own check of KV and request slots runs whenever the server is idle, and ends it when one is missing."""
-
-    def ask(index: int) -> bool:
-        prompt, wanted = prompts[index % 12], plain_answers[index % 12].tokens
-        if index % 3 == 0:
-            body = {"text": prompt, "stream": True, "sampling_params": {"temperature": 0.8, "max_new_tokens": 200}}
-            request = urllib.request.Request(
-                spec_server.url + "/generate", json.dumps(body).encode(), {"Content-Type": "application/json"}
-            )
-            with urllib.request.urlopen(request, timeout=300) as response:
-                for _ in range(2 + index % 7):
-                    response.readline()
-            return True
-        count = 8 + (index * 13) % 57
-        got = spec_server.generate(prompt, temperature=0, max_new_tokens=count, ignore_eos=False).tokens
-        return got == wanted[: len(got)] and len(got) == min(count, len(wanted))
-
-    with ThreadPoolExecutor(16) as pool:
-        assert all(pool.map(ask, range(48)))
-    long = [(prompt, 180) for prompt in prompts]
-    with ThreadPoolExecutor(16) as pool:
-        list(pool.map(lambda p: spec_server.generate(p[0], temperature=0, max_new_tokens=p[1], ignore_eos=True), long))
-    assert "etract" in spec_server.log, "the KV pool was large enough for everyone; the test proves nothing"
-    time.sleep(3)
-    assert spec_server.generate(PROMPT, temperature=0, max_new_tokens=8).tokens
-    spec_server.flush()
-    assert "leak" not in spec_server.log

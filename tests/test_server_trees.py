@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from bench import soak
 from dspark_sgl.server import Answer, Server
 
 from .conftest import SHARED
@@ -142,3 +144,26 @@ def test_a_larger_tree_than_there_is_room_for_is_cut(tree_server: Server, tree_p
     answer = tree_server.generate(PROMPT, temperature=0, max_new_tokens=16)
     assert len(answer.tokens) == 16
     assert tree_server.log.count("trees of 99 nodes are cut to 32") == 1
+
+
+def test_mixed_traffic_under_moving_policies(
+    tree_server: Server, tree_policy: Path, plain_server: Server, prompts: list[str]
+) -> None:
+    """`bench.soak` in small: answers are plain decoding's, and nothing leaks. SGLang's own check of KV and request
+    slots runs whenever the server is idle, and ends it when one is missing."""
+    longest, known = 96, tree_server.report()["reloads"]
+    wanted = soak.plain_answers(plain_server, prompts[:6], longest)
+    traffic = soak.Traffic(tree_server, prompts[:6], wanted, longest, seed=0)
+    tree_server.edit_policy(tree_policy, policy_text("whole trees of 32"))
+    with soak.edited(tree_policy):
+        early, late = soak.run(traffic, requests=200, minutes=None, concurrency=16)
+    assert traffic.problems == []
+    assert set(traffic.done) == {"dropped", "sampled", *soak.WAYS}
+    assert 0 < late < soak.MAY_GROW * early
+    reloads = tree_server.report()["reloads"]
+    assert all(reloads[outcome] > known[outcome] for outcome in ("accepted", "refused"))
+    assert "etract" in tree_server.log, "the KV pool was large enough for everyone; the test proves nothing"
+    time.sleep(3)
+    tree_server.flush()
+    assert tree_server.generate(PROMPT, temperature=0, max_new_tokens=8).tokens
+    assert "leak" not in tree_server.log
