@@ -17,6 +17,7 @@ from dspark_sgl.policies.batch import Bools, Floats, Ints
 from dspark_sgl.policies.calibration import Calibration
 from dspark_sgl.policies.cost import CostModel
 from dspark_sgl.policies.forest import Forest
+from dspark_sgl.policies.history import Chains
 from dspark_sgl.policies.language import DEFAULT_TIER, Policy, Schedule
 from dspark_sgl.policies.reliability import Tally
 from dspark_sgl.policies.rules import RuleBook
@@ -62,7 +63,8 @@ class Governor:
         self._watch, self._block, self._room = watch, block, room
         self._profile, self.load, self._metrics = cost, load, metrics
         # A chain's confidence, q of a node that was chosen and the promise of one that was drawn are three figures.
-        self._past = {"chain": Past(calibration), "tree": Past(Calibration()), "drawn tree": Past(Calibration())}
+        known = {"chain": calibration, "tree": Calibration(), "drawn tree": Calibration()}
+        self._past = {kind: Past(mine, Chains(block)) for kind, mine in known.items()}
         self._as_it_comes = Calibration()
         self._shape = ShapeChooser(block, room)
         self._minute = Minute()
@@ -95,7 +97,7 @@ class Governor:
             logger.info("dspark: policy %s: %s", self._policy.name, self._minute.line)
             self._minute = Minute()
         if self._policy.cost.refine == "online":
-            self._cost.observe(step.kind, step.requests, step.rows, step.context, seconds)
+            self._cost.observe(step.kind, step.requests, step.rows, step.context, seconds, step.depth)
 
     def plan(self, requests: Sequence[RequestLoad]) -> Plan:
         """How deep to draft each request, before anything is drafted; all 0 is a plain step."""
@@ -117,14 +119,12 @@ class Governor:
         tree = self._shape.settle(active.shape)
         drawn = method != "match" and any(request.signals.temperature > 0 for request in requests)
         past = self._past["chain" if tree is None else "drawn tree" if drawn else "tree"]
-        if tree is not None and past.best_nodes.known:
-            expected = past.best_nodes.expected(len(lens), tree.max_nodes)
-            drafted = scheduler.draft_depths(batch, expected, np.ones(expected.shape, dtype=np.int64)).tolist()
-        else:
-            drafted = scheduler.draft_depths(batch, past.calibration.expected(len(lens), self._block)).tolist()
-        self._ride = Ride(requests, batch, scheduler, active, drafted, past)
+        grown = None if tree is None else TreeShape(tree.max_nodes, tree.branch)
+        depths = scheduler.draft_depths(batch, *past.expected(len(lens), grown))
+        drafted = depths.tolist()
+        self._ride = Ride(requests, batch.within(depths), scheduler, active, drafted, past)
         self._decision = {"rule": active.rule, "requests": len(lens), "drafted": sum(drafted), "verified": 0}
-        return Plan(drafted, method, None if tree is None else TreeShape(tree.max_nodes, tree.branch))
+        return Plan(drafted, method, grown)
 
     def select(self, forest: Forest, confidence: Floats | None, unsound: Bools | None = None) -> Bools:
         """bool `[n, N]`: which drafts to verify.
@@ -141,14 +141,13 @@ class Governor:
             said = ride.past.calibration if self._policy.calibration.method == "sts" else self._as_it_comes
             survival = said.apply(confidence, forest)
         depth = None if forest.is_chain else forest.depth
-        kept = ride.scheduler.select(ride.batch, survival, depth) & (forest.depth <= np.array(ride.drafted)[:, None])
+        kept = ride.scheduler.select(ride.batch, survival, depth)
         if confidence is not None:
             kept &= forest.closed(confidence > 0)  # where a path ends, no schedule goes on
         if unsound is not None and unsound.any():
             kept &= forest.closed(~unsound)
             self._unsound += int(unsound.sum())
-        if not forest.is_chain:
-            ride.past.best_nodes.observe(survival)
+        ride.past.observe(forest, survival, np.array(ride.drafted))
         ride.verified, ride.offered = kept, kept.sum(1).tolist()
         ride.predicted = survival[kept]
         self._decision["verified"] = sum(ride.offered)
@@ -200,7 +199,7 @@ class Governor:
     def _expected_seconds(self, step: Step) -> float:
         if step.kind == PLAIN:
             return self._cost.plain_seconds(step.requests, step.context)
-        return float(self._cost.round_seconds(step.requests, np.array([step.rows]), step.context)[0])
+        return float(self._cost.round_seconds(step.requests, np.array([step.rows]), step.context, step.depth)[0])
 
     # -- The policy --------------------------------------------------------------------------------------------------
 

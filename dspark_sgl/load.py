@@ -23,7 +23,7 @@ class Step:
 
     kind: `plain` or `round`; requests: in the batch; rows: of the target's forward; context: KV tokens of the batch
     offered: draft tokens verified; speculating: requests that had any; emitted: tokens of the whole batch
-    gained: tokens emitted by the speculating requests
+    gained: tokens emitted by the speculating requests; depth: of the deepest draft that was made
     """
 
     kind: str
@@ -34,6 +34,7 @@ class Step:
     speculating: int
     emitted: int
     gained: int
+    depth: int
 
 
 class LoadMeter:

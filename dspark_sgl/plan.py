@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dspark_sgl.kernels.tree_draft import TreeShape
-from dspark_sgl.policies.batch import Bools, Floats
+from dspark_sgl.policies.batch import Bools, Floats, Ints
 from dspark_sgl.policies.calibration import Calibration
 from dspark_sgl.policies.forest import Forest
-from dspark_sgl.policies.history import BestNodes
+from dspark_sgl.policies.history import BestNodes, Chains
 from dspark_sgl.policies.language import ACCEPT_METHODS
 from dspark_sgl.policies.rules import Active
 from dspark_sgl.policies.scheduler import Batch, Scheduler
@@ -53,10 +53,27 @@ class Plan:
 
 @dataclass(frozen=True)
 class Past:
-    """What rounds of one kind have taught: how far to trust their confidence, and what their trees promised."""
+    """What rounds of one kind have taught: how far to trust their confidence, and what their drafts promised."""
 
     calibration: Calibration
+    chains: Chains
     best_nodes: BestNodes = field(default_factory=BestNodes)
+
+    def expected(self, requests: int, tree: TreeShape | None) -> tuple[Floats, Ints | None]:
+        """Survival `[requests, N]` of what will be drafted, and its depth; of a tree's nodes that is not known yet."""
+        if tree is not None and self.best_nodes.known:
+            nodes = self.best_nodes.expected(requests, tree.max_nodes)
+            return nodes, np.ones(nodes.shape, dtype=np.int64)
+        if tree is None and self.chains.known:
+            return self.chains.expected(requests), None
+        return self.calibration.expected(requests, self.chains.block), None
+
+    def observe(self, forest: Forest, survival: Floats, drafted: Ints) -> None:
+        """A round's drafts before they are verified. drafted: int64 `[n]`, how deep"""
+        if forest.is_chain:
+            self.chains.observe(survival, drafted, self.calibration.follow(self.chains.block))
+        else:
+            self.best_nodes.observe(survival)
 
 
 @dataclass
@@ -90,4 +107,5 @@ class Ride:
             speculating=len(spoke),
             emitted=sum(self.lengths) if self.offered else n,
             gained=sum(spoke),
+            depth=max(self.drafted),
         )

@@ -103,7 +103,7 @@ def _title(about: dict[str, Any]) -> str:
 
 _MEANING = {
     "plain": "a decode step without drafts, by requests",
-    "draft": "the drafter's pass, by requests",
+    "draft": "drafting, by requests and depth",
     "verify": "a verify, by requests and rows of each",
 }
 
@@ -115,7 +115,7 @@ def _lines(file: Path, cost: "CostModel", about: dict[str, Any]) -> list[str]:
         lines += ["", f"{kind}: {meaning}; milliseconds"]
         lines.append("".join(cell.rjust(14) for cell in ["context", *map(str, contexts)]))
         for requests, rows in sorted({(p.requests, p.rows) for p in cost.points if p.kind == kind}):
-            size = f"{requests} x {rows // requests}" if kind == "verify" else str(requests)
+            size = str(requests) if kind == "plain" else f"{requests} x {rows // requests}"
             cells = [_cell(cost, kind, requests, rows, context) for context in contexts]
             lines.append("".join(cell.rjust(14) for cell in [size, *cells]))
     return lines
@@ -146,7 +146,7 @@ def _plot(cost: "CostModel", about: dict[str, Any], out: str) -> None:
     axes.plot(plain, [1e3 * measured["plain", n, n] for n in plain], "ko", alpha=0.6)
     axes.plot(plain, [1e3 * cost.plain_seconds(n, each * n) for n in plain], "k-", linewidth=1, label="plain step")
     for requests in plain[::2]:
-        draft = next((s for (kind, n, _), s in measured.items() if (kind, n) == ("draft", requests)), 0.0)
+        draft = max((s for (kind, n, _), s in measured.items() if (kind, n) == ("draft", requests)), default=0.0)
         rows = np.array(sorted(m for kind, n, m in measured if (kind, n) == ("verify", requests)), dtype=np.int64)
         dots = axes.plot(rows, [1e3 * (draft + measured["verify", requests, m]) for m in rows.tolist()], "o", alpha=0.6)
         model = 1e3 * cost.round_seconds(requests, rows, each * requests)

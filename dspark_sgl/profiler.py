@@ -123,8 +123,8 @@ class StepProfiler:
     def _measure(self, load: Load) -> Iterator[CostPoint]:
         n, total = load.count, load.count * load.context
         yield CostPoint("plain", n, n, total, self._seconds(partial(self._plain, load)))
-        yield CostPoint("draft", n, n * self._block, total, self._seconds(partial(self._draft, load)))
         for depth in sorted({1, (self._block + 1) // 2, self._block}):
+            yield CostPoint("draft", n, n * depth, total, self._seconds(partial(self._draft, load, depth)))
             yield CostPoint("verify", n, n * (depth + 1), total, self._seconds(partial(self._verify, load, depth)))
 
     def _seconds(self, step: Callable[[], None]) -> float:
@@ -140,7 +140,7 @@ class StepProfiler:
         batch = self._batch(ForwardMode.DECODE, load, torch.ones_like(slots), load.lens, slots, 1)
         self._finish(self._target.forward(batch).logits_output, load, load.lens, slots)
 
-    def _draft(self, load: Load) -> None:
+    def _draft(self, load: Load, depth: int) -> None:
         self._drafter.propose(
             Round(
                 anchors=torch.ones_like(load.lens),
@@ -149,7 +149,7 @@ class StepProfiler:
                 req_slots=load.requests,
                 cache_locs=load.slots,
                 histories=[NoHistory()] * load.count,
-                depths=[self._block] * load.count,
+                depths=[depth] * load.count,
                 temperature=None,
                 greedy=torch.ones(load.count, dtype=torch.bool, device=load.lens.device),
                 generator=self._generator,

@@ -1,7 +1,7 @@
 """What a scheduler is asked about: the requests of one step, and the drafts among which it chooses."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -30,6 +30,11 @@ class Batch:
     def size(self) -> int:
         return len(self.max_depth)
 
+    def within(self, depths: Ints) -> "Batch":
+        """The same requests, none of them deeper than this: what is left to choose once so deep has been drafted."""
+        limit = np.minimum(self.max_depth, depths)
+        return replace(self, min_depth=np.minimum(self.min_depth, limit), max_depth=limit)
+
 
 class Scheduler(Protocol):
     def draft_depths(self, batch: Batch, expected: Floats, depth: Ints | None = None) -> Ints:
@@ -42,6 +47,7 @@ class Scheduler(Protocol):
     def select(self, batch: Batch, survival: Floats, depth: Ints | None = None) -> Bools:
         """bool `[n, N]`: what to verify, closed under parents.
 
+        batch: within what was drafted
         survival: float64 `[n, N]`, of a node and all above it, so never above its parent's; parents come first
         depth: int64 `[n, N]`, 1 for children of the anchor, 0 where there is no node; None for chains
         """

@@ -59,8 +59,12 @@ class Calibration:
 
     def expected(self, requests: int, depth: int) -> Floats:
         """float64 `[requests, depth]`: the survival that history predicts, the same for all."""
-        chance = (self._survived / self._reached)[:depth]
-        return np.tile(np.cumprod(chance), (requests, 1))
+        return np.tile(np.cumprod(self.follow(depth)), (requests, 1))
+
+    def follow(self, depth: int) -> Floats:
+        """float64 `[depth]`: how often the draft at each position has been accepted where the one before it was."""
+        chance: Floats = (self._survived / self._reached)[:depth]
+        return chance
 
     def observe(self, confidence: Floats | None, depth: Ints, tested: Bools, survived: Bools) -> None:
         """A round. All `[n, N]`; tested: drafts whose parent was accepted; survived: those that were accepted too

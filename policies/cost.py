@@ -1,9 +1,10 @@
 """What a decode step costs in seconds, as a function of its requests, the rows verified and the context.
 
-    plain(n, C)    = p g_plain(n) (P(n) + s C)
-    round(n, m, C) = p g_round(m) (D(n) + V(m) + (s_draft + s_verify) C)
+    plain(n, C)       = p g_plain(n) (P(n) + s C)
+    round(n, d, m, C) = p g_round(m) (D(n, d) + V(m) + (s_draft + s_verify) C)
 
-P, D and V are piecewise linear and never fall; C is the KV tokens of the batch, and s are seconds for one of them.
+for n requests that are drafted d deep, of which m rows are verified. P, D and V are piecewise linear and never fall; C
+is the KV tokens of the batch, and s are seconds for one of them.
 A profile (`CostPoint`) gives all of them. The factors follow what steps really take, so engine overhead, clocks and
 neighbours are in them. The pace p is the machine's: a surprise among steps of one kind is mostly its doing, and a kind
 that has not been seen for long is priced at it too. The g tell the kinds apart: there goes the surprise of a step that
@@ -23,8 +24,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-KINDS = ("plain", "draft", "verify")
-VERSION = 2
+VERSION = 3
 
 FOLLOW = 0.1
 """Share of a surprise that the factors take over per step: half of a lasting change within seven steps."""
@@ -38,7 +38,9 @@ OWN = 0.25
 
 @dataclass(frozen=True)
 class CostPoint:
-    """One measurement. rows: of the forward (draft: of the block pass); context: KV tokens summed over the batch"""
+    """One measurement. rows: of the target's forward; of a draft, requests times depth
+    context: KV tokens summed over the batch
+    """
 
     kind: str
     requests: int
@@ -94,24 +96,38 @@ class CostModel:
         self.points = points
         self.source = source if points else "none"
         sized: defaultdict[str, list[tuple[float, int, float]]] = defaultdict(list)
+        drafts: defaultdict[int, list[tuple[float, int, float]]] = defaultdict(list)
         for point in self.points:
             size = point.rows if point.kind == "verify" else point.requests
-            sized[point.kind].append((float(size), point.context, point.seconds))
+            found = drafts[point.rows // point.requests] if point.kind == "draft" else sized[point.kind]
+            found.append((float(size), point.context, point.seconds))
         self._curves = {kind: Curve.fit(sized[kind]) for kind in sized}
+        self._drafts = {depth: Curve.fit(drafts[depth]) for depth in sorted(drafts)}
 
     @property
     def ready(self) -> bool:
         """Whether both a plain step and a round can be priced."""
-        return all(kind in self._curves for kind in KINDS)
+        return bool(self._drafts) and all(kind in self._curves for kind in ("plain", "verify"))
 
     def plain_seconds(self, requests: int, context: int) -> float:
         """A step in which nothing is drafted."""
         size = np.array([float(requests)])
         return float((self._curves["plain"].at(size, context) * self._factor("plain", size))[0])
 
-    def round_seconds(self, requests: int, rows: Ints, context: int) -> Floats:
-        """Rounds that verify so many rows, anchors included; the draft pass is part of them."""
-        draft = self._curves["draft"].at(np.array([float(requests)]), context)
+    def draft_seconds(self, requests: int, depths: Ints, context: int) -> Floats:
+        """Drafting everybody so deep, as the profile has it."""
+        size = np.array([float(requests)])
+        known = [float(curve.at(size, context)[0]) for curve in self._drafts.values()]
+        seconds: Floats = np.interp(depths, list(self._drafts), np.maximum.accumulate(known))
+        return seconds
+
+    def round_seconds(self, requests: int, rows: Ints, context: int, depth: int | None = None) -> Floats:
+        """Rounds that verify so many rows, anchors included; the draft pass is part of them.
+
+        depth: how deep it drafts everybody, None for the whole block
+        """
+        deep = max(self._drafts) if depth is None else depth
+        draft = self.draft_seconds(requests, np.array([deep]), context)
         size = rows.astype(np.float64)
         return (draft + self._curves["verify"].at(size, context)) * self._factor("round", size)
 
@@ -119,15 +135,17 @@ class CostModel:
         whole: Floats = np.exp(self._pace + self._factors[kind].at(size))
         return whole
 
-    def observe(self, kind: str, requests: int, rows: int, context: int, seconds: float) -> None:
-        """A step as it was: `plain`, or a `round` with its draft pass and everything around it."""
+    def observe(
+        self, kind: str, requests: int, rows: int, context: int, seconds: float, depth: int | None = None
+    ) -> None:
+        """A step as it was: `plain`, or a `round` with its draft pass and everything around it; depth: as above"""
         if not self.ready:
             self._gather(kind, requests, rows, context, seconds)
             return
         if kind == "plain":
             size, expected = requests, self.plain_seconds(requests, context)
         else:
-            size, expected = rows, float(self.round_seconds(requests, np.array([rows]), context)[0])
+            size, expected = rows, float(self.round_seconds(requests, np.array([rows]), context, depth)[0])
         surprise = min(max(math.log(max(seconds / expected, 1e-9)), -MOST), MOST)
         if self._latest in (None, kind):
             self._pace += (1 - OWN) * FOLLOW * surprise

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .batch import Batch, Floats, Ints, Scheduler, nodes_depth
+from .batch import Batch, Floats, Ints, Scheduler
 from .cost import CostModel
 from .expected_tree import ExpectedDrafts, before_drafting
 from .explain import Load
@@ -72,5 +72,5 @@ def _verified(scheduler: Scheduler, batch: Batch, survival: Floats, depth: Ints 
     drafted = scheduler.draft_depths(batch, *before_drafting(survival, depth))
     if not drafted.any():
         return 0.0
-    kept = scheduler.select(batch, survival, depth) & (nodes_depth(survival, depth) <= drafted[:, None])
+    kept = scheduler.select(batch.within(drafted), survival, depth)
     return float(kept.sum() / batch.size)

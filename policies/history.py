@@ -1,12 +1,53 @@
-"""What trees of the latest rounds promised, so that the next one can be priced before it is drafted."""
+"""What the drafts of the latest rounds promised, so that the next round can be priced before it drafts."""
 
 import numpy as np
 
-from .batch import Floats
+from .batch import Floats, Ints
 from .language import MAX_NODES
 
 FOLLOW = 0.1
 """Share of the latest round in what is expected of the next."""
+LATEST = 64
+"""Chains that are remembered."""
+
+
+class Chains:
+    """The survival of chains, draft by draft, of the latest requests and rounds.
+
+    Not their mean: a schedule verifies the good ones and leaves the rest, so a round is worth more than the mean says.
+    """
+
+    def __init__(self, block: int) -> None:
+        self.block = block
+        self._latest = np.empty((0, block))
+
+    @property
+    def known(self) -> bool:
+        return len(self._latest) == LATEST
+
+    def observe(self, survival: Floats, drafted: Ints, follow: Floats) -> None:
+        """`[n, N]`, calibrated; drafted: int64 `[n]`, how deep; follow: float64 `[block]`, the chance that a draft
+        survives if the one before it does, for drafts that were not made."""
+        block = self.block
+        chains = np.zeros((len(survival), block))
+        chains[:, : survival.shape[1]] = survival[:, :block]
+        made = np.arange(1, block + 1) <= drafted[:, None]
+        for k in range(block):
+            before = chains[:, k - 1] if k else 1.0
+            chains[:, k] = np.where(made[:, k], chains[:, k], before * follow[k])
+        spoke = chains[drafted > 0]
+        # Of a large batch some, evenly: all of it would be one round.
+        some = spoke[:: max(1, 4 * len(spoke) // LATEST)]
+        self._latest = np.concatenate([self._latest, some])[-LATEST:]
+
+    def expected(self, requests: int) -> Floats:
+        """float64 `[requests, block]`: spread as they were, the best in the last row; one request: the mean."""
+        ranked = np.sort(self._latest, axis=0)
+        sums = np.concatenate([np.zeros((1, ranked.shape[1])), np.cumsum(ranked, axis=0)])
+        edges = np.linspace(0, len(ranked), requests + 1)
+        at = np.stack([np.interp(edges, np.arange(len(sums)), column) for column in sums.T], axis=1)
+        spread: Floats = np.diff(at, axis=0) * requests / len(ranked)
+        return spread
 
 
 class BestNodes:

@@ -257,9 +257,10 @@ class _Run:
         self, scheduler: Scheduler, batch: Batch, survival: Floats, depth: Ints | None, drafted: Ints
     ) -> _Decision:
         at = nodes_depth(survival, depth)
-        kept = scheduler.select(batch, survival, depth) & (at <= drafted[:, None])
+        kept = scheduler.select(batch.within(drafted), survival, depth)
         nodes = int(kept.sum())
-        seconds = self._machine.cost.round_seconds(batch.size, np.array([batch.size + nodes]), batch.context)
+        rows = np.array([batch.size + nodes])
+        seconds = self._machine.cost.round_seconds(batch.size, rows, batch.context, int(drafted.max()))
         chances = path_chances(survival, at, kept, self._survival.shape[1])
         return _Decision(chances, float(seconds[0]), nodes, kept.sum(1) > 0)
 

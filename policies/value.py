@@ -14,10 +14,11 @@ What stops the search decides whether rejection sampling stays unbiased, see `ca
 A promise to the slowest user (`slo`) is not met one draft at a time: nothing improves until everybody has one more. So
 its budget is settled before anything is drafted, from what history predicts, and this round's best drafts fill it.
 
-Plain decoding is weighed too, before anything is drafted, since the draft pass itself is what it saves. Nothing is
-learned from plain steps, so now and then a round is a probe: it verifies at least one draft of each request, whatever
-that is expected to bring, and while probes do better than history expected they follow one another at once. While
-drafting pays, now and then a step is plain instead: what one takes today, only one can tell.
+How deep to draft is weighed before anything is drafted, and plain decoding with it, since drafting itself is what a
+shallow round saves: the depth whose best round, as history predicts it, is worth most. Nothing is learned from plain
+steps, so now and then a round is a probe: it verifies at least one draft of each request, whatever that is expected to
+bring, and while probes do better than history expected they follow one another at once. While drafting pays, now and
+then a step is plain instead: what one takes today, only one can tell.
 """
 
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ FIRST_PROBE, LAST_PROBE = 16, 512
 """Steps of one kind until one of the other is tried; doubled after every one that did no better than expected."""
 SETTLED = 7
 """Rounds for which "it pays" is not asked again while the batch keeps its size; "it does not" is asked every time."""
+FREE = 1e-3
+"""A draft that makes a round longer by less than this share of it is not worth going without."""
 
 
 @dataclass
@@ -60,16 +63,17 @@ class ValueScheduler:
         self._probed: float | None = None  # what the round in progress is expected to yield, where it is a probe
         self._budgets: list[float] = []
         self._promised: int | None = None
+        self._deep = 0  # how deep the best round drafts
         self._settled, self._settled_size = 0, 0
 
     def draft_depths(self, batch: Batch, expected: Floats, depth: Ints | None = None) -> Ints:
-        """Everybody as deep as allowed, or a plain step where drafting is not expected to pay."""
+        """As deep as pays, or a plain step where no drafting is expected to."""
         if not self._cost.ready:
             return clipped(UNMEASURED_DEPTH, batch)
         if self._settled > 0 and self._settled_size == batch.size:
             self._settled -= 1
             self._rounds.steps += 1
-            return batch.max_depth
+            return clipped(self._deep, batch)
         before, self._probed = self._probed, None
         promised = bool(batch.min_depth.any())
         if self._pays(batch, expected, depth) or promised:
@@ -79,7 +83,7 @@ class ValueScheduler:
                 return np.zeros_like(batch.max_depth)
             self._rounds.steps += 1
             self._settled, self._settled_size = SETTLED, batch.size
-            return batch.max_depth
+            return clipped(self._deep, batch)
         self._settled, self._rounds = 0, _Wait()
         self._plain.steps += 1
         hope = float(expected.sum()) / batch.size
@@ -90,17 +94,30 @@ class ValueScheduler:
         else:
             self._plain.again()
         self._probed = hope
-        return batch.max_depth
+        return clipped(self._deep, batch)
 
     def _pays(self, batch: Batch, expected: Floats, depth: Ints | None) -> bool:
-        """Whether the best round that history predicts beats a plain step by the margin."""
+        """Whether the best round that history predicts beats a plain step by the margin; how deep it drafts."""
         if not batch.max_depth.any():
             return False
-        line = self._line(batch, expected, depth, batch.min_depth)
-        self._promised = None if self._speed is None else int(line.score.argmax())
         seconds = np.array([self._cost.plain_seconds(batch.size, batch.context)])
         plain = float(self._score(batch.weight.sum() / seconds, 1 / seconds)[0])
-        return bool(line.score.max() > plain + self._margin * abs(plain))
+        best = -np.inf
+        for deep in self._depths(batch, float(seconds[0]), depth):
+            line = self._line(batch.within(np.full_like(batch.max_depth, deep)), expected, depth, batch.min_depth)
+            if line.score.max() > best:
+                best, self._deep = float(line.score.max()), deep
+                self._promised = None if self._speed is None else int(line.score.argmax())
+        return best > plain + self._margin * abs(plain)
+
+    def _depths(self, batch: Batch, seconds: float, depth: Ints | None) -> list[int]:
+        """How deep the round may draft, the deepest first: where one more would make it longer. A tree has one size."""
+        deepest, least = int(batch.max_depth.max()), max(1, int(batch.min_depth.max()))
+        if depth is not None:
+            return [deepest]
+        all_depths = np.arange(1, deepest + 1)
+        longer = np.diff(self._cost.draft_seconds(batch.size, all_depths, batch.context)) > FREE * seconds
+        return [deepest, *(int(d) for d in all_depths[:-1][longer][::-1] if d >= least)]
 
     def select(self, batch: Batch, survival: Floats, depth: Ints | None = None) -> Bools:
         if not self._cost.ready:
@@ -125,7 +142,7 @@ class ValueScheduler:
             : np.count_nonzero(free)
         ]
         rows = np.arange(len(order) + 1) + (batch.size + np.count_nonzero(forced))
-        seconds = self._cost.round_seconds(batch.size, rows, batch.context)
+        seconds = self._cost.round_seconds(batch.size, rows, batch.context, int(batch.max_depth.max()))
         value = _running(float(batch.weight.sum() + gain[forced].sum()), gain.ravel()[order])
         slowest = np.ones(1) if self._speed is None else _slowest(survival, forced, order)
         return _Line(forced, order, self._score(value / seconds, slowest / seconds))

@@ -59,6 +59,19 @@ def test_more_rows_never_cost_less_and_nothing_is_free(measured: list[tuple[int,
     assert (np.diff(seconds) >= -1e-12).all()
 
 
+def test_a_shallow_draft_is_priced_as_one():
+    """A draft of 5 ms and 0.1 ms for each of its tokens, measured at depths 1 and 7; never below a shallower one."""
+    points = [point for point in profile() if point.kind != "draft"]
+    drafts = [CostPoint("draft", n, n * d, 64 * n, 0.005 + 0.0001 * n * d) for n in (1, 4, 16) for d in (1, 7)]
+    cost = CostModel.from_points([*points, *drafts])
+    deep = float(cost.round_seconds(4, np.array([12]), 1000)[0])
+    for depth in (1, 3, 7):
+        seconds = float(cost.round_seconds(4, np.array([12]), 1000, depth)[0])
+        assert deep - seconds == pytest.approx(0.0004 * (7 - depth))
+    noisy = CostModel.from_points([*points, CostPoint("draft", 4, 4, 0, 0.006), CostPoint("draft", 4, 28, 0, 0.005)])
+    assert (np.diff(noisy.draft_seconds(4, np.arange(1, 8), 0)) >= 0).all()
+
+
 def test_one_step_ten_times_too_slow_moves_little():
     cost = CostModel.from_points(profile())
     before = round_of(cost, 4, 16, 1000)

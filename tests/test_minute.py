@@ -6,8 +6,8 @@ from dspark_sgl.clock import PLAIN, ROUND
 from dspark_sgl.load import Step
 from dspark_sgl.minute import LENGTH_S, Minute
 
-VERIFY = Step(kind=ROUND, requests=4, rows=13, context=400, offered=9, speculating=3, emitted=8, gained=7)
-DECODE = Step(kind=PLAIN, requests=2, rows=2, context=200, offered=0, speculating=0, emitted=2, gained=0)
+VERIFY = Step(kind=ROUND, requests=4, rows=13, context=400, offered=9, speculating=3, emitted=8, gained=7, depth=4)
+DECODE = Step(kind=PLAIN, requests=2, rows=2, context=200, offered=0, speculating=0, emitted=2, gained=0, depth=0)
 
 
 def test_the_figures_are_those_of_the_steps() -> None:

@@ -313,3 +313,30 @@ def test_the_papers_counter_example():
 
     assert first_is_a("global") == pytest.approx(0.85)
     assert first_is_a("early_stop") == pytest.approx(0.7)
+
+
+@settings(max_examples=100, deadline=None)
+@given(situations(), st.lists(st.floats(0, 0.05), min_size=3, max_size=3))
+def test_a_round_drafts_as_deep_as_is_worth_most(situation: tuple[Batch, np.ndarray, CostModel], longer: list[float]):
+    """Of all choices within a depth, priced with the drafting of it; where drafting deeper is free, all the way."""
+    batch, survival, priced = situation
+    most = survival.shape[1]
+    drafts = [CostPoint("draft", 1, d, 0, 0.005 + sum(longer[:d])) for d in range(1, most + 1)]
+    cost = CostModel.from_points([*(point for point in priced.points if point.kind != "draft"), *drafts])
+    found = make_scheduler(ThroughputSchedule(), cost, -1.0, "global").draft_depths(batch, survival)
+    if not batch.max_depth.any():
+        assert not found.any()
+        return
+
+    def best(deep: int) -> float:
+        within = batch.within(np.full(batch.size, deep))
+        gained = [(throughput(within, survival, depths, cost), sum(depths)) for depths in choices(within, most)]
+        seconds = {rows: cost.round_seconds(batch.size, np.array([batch.size + rows]), 0) for _, rows in gained}
+        drafted = {rows: cost.round_seconds(batch.size, np.array([batch.size + rows]), 0, deep) for _, rows in gained}
+        return max(float((worth * seconds[rows] / drafted[rows])[0]) for worth, rows in gained)
+
+    deepest, least = int(batch.max_depth.max()), max(1, int(batch.min_depth.max()))
+    wanted = max(best(deep) for deep in range(least, deepest + 1))
+    assert best(int(found.max())) >= wanted * (1 - 0.01)
+    if sum(longer[1:deepest]) == 0:
+        assert found.max() == deepest
