@@ -121,13 +121,13 @@ class CostModel:
         seconds: Floats = np.interp(depths, list(self._drafts), np.maximum.accumulate(known))
         return seconds
 
-    def round_seconds(self, requests: int, rows: Ints, context: int, depth: int | None = None) -> Floats:
+    def round_seconds(self, requests: int, rows: Ints, context: int, depth: Ints | int | None = None) -> Floats:
         """Rounds that verify so many rows, anchors included; the draft pass is part of them.
 
-        depth: how deep it drafts everybody, None for the whole block
+        depth: how deep they draft everybody, None for the whole block; of any shape that goes with that of `rows`
         """
         deep = max(self._drafts) if depth is None else depth
-        draft = self.draft_seconds(requests, np.array([deep]), context)
+        draft = self.draft_seconds(requests, np.asarray(deep), context)
         size = rows.astype(np.float64)
         return (draft + self._curves["verify"].at(size, context)) * self._factor("round", size)
 

@@ -21,6 +21,7 @@ bring, and while probes do better than history expected they follow one another 
 then a step is plain instead: what one takes today, only one can tell.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,9 +103,8 @@ class ValueScheduler:
             return False
         seconds = np.array([self._cost.plain_seconds(batch.size, batch.context)])
         plain = float(self._score(batch.weight.sum() / seconds, 1 / seconds)[0])
-        best = -np.inf
-        for deep in self._depths(batch, float(seconds[0]), depth):
-            line = self._line(batch.within(np.full_like(batch.max_depth, deep)), expected, depth, batch.min_depth)
+        best, depths = -np.inf, self._depths(batch, float(seconds[0]), depth)
+        for deep, line in zip(depths, self._lines(batch, expected, depth, batch.min_depth, depths), strict=True):
             if line.score.max() > best:
                 best, self._deep = float(line.score.max()), deep
                 self._promised = None if self._speed is None else int(line.score.argmax())
@@ -124,13 +124,16 @@ class ValueScheduler:
             at = nodes_depth(survival, depth)
             return (at > 0) & (at <= self.draft_depths(batch, survival)[:, None])
         least = batch.min_depth if self._probed is None else np.maximum(batch.min_depth, np.minimum(batch.max_depth, 1))
-        line = self._line(batch, survival, depth, least)
+        (line,) = self._lines(batch, survival, depth, least, [int(batch.max_depth.max())])
         chosen = line.forced
         chosen.ravel()[line.order[: self._stop(line, batch.size)]] = True
         return chosen
 
-    def _line(self, batch: Batch, survival: Floats, depth: Ints | None, least: Ints) -> "_Line":
-        """The drafts in the order in which they would enter, and what every prefix of them is worth."""
+    def _lines(
+        self, batch: Batch, survival: Floats, depth: Ints | None, least: Ints, depths: Sequence[int]
+    ) -> Iterator["_Line"]:
+        """For rounds that draft no deeper than each of `depths`: the drafts in the order in which they would enter, and
+        what every prefix of them is worth."""
         at = nodes_depth(survival, depth)
         allowed = (at > 0) & (at <= batch.max_depth[:, None])
         forced = required(least, survival, at, allowed)
@@ -142,10 +145,13 @@ class ValueScheduler:
             : np.count_nonzero(free)
         ]
         rows = np.arange(len(order) + 1) + (batch.size + np.count_nonzero(forced))
-        seconds = self._cost.round_seconds(batch.size, rows, batch.context, int(batch.max_depth.max()))
-        value = _running(float(batch.weight.sum() + gain[forced].sum()), gain.ravel()[order])
-        slowest = np.ones(1) if self._speed is None else _slowest(survival, forced, order)
-        return _Line(forced, order, self._score(value / seconds, slowest / seconds))
+        seconds = self._cost.round_seconds(batch.size, rows, batch.context, np.array(depths)[:, None])
+        start = float(batch.weight.sum() + gain[forced].sum())
+        for deep, whole in zip(depths, seconds, strict=True):
+            mine = order[at.ravel()[order] <= deep]
+            taken, value = whole[: len(mine) + 1], _running(start, gain.ravel()[mine])
+            slowest = np.ones(1) if self._speed is None else _slowest(survival, forced, mine)
+            yield _Line(forced, mine, self._score(value / taken, slowest / taken))
 
     def _score(self, throughput: Floats, slowest: Floats) -> Floats:
         """What is maximised: throughput; below 0, how near the slowest user comes to a promise that is not kept."""

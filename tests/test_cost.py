@@ -125,6 +125,6 @@ def test_a_file_keeps_it_and_a_damaged_one_is_no_model(tmp_path: Path):
     again = CostModel.load(file)
     assert again is not None and again.source == "cached"
     assert again.points == cost.points
-    for damage in ("", "{", '{"version": 99, "points": []}', '{"version": 2, "points": [{"kind": "plain"}]}'):
+    for damage in ("", "{", '{"version": 99, "points": []}', '{"version": 3, "points": [{"kind": "plain"}]}'):
         file.write_text(damage)
         assert CostModel.load(file) is None
