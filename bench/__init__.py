@@ -1,4 +1,4 @@
-"""Measurements, each with a command of its own. Asked to end, one unwinds, so that the servers it has started end too."""
+"""Measurements, each a command. One that is asked to end unwinds, so that the servers it has started end with it."""
 
 import signal
 import sys
