@@ -156,7 +156,7 @@ def test_mixed_traffic_under_moving_policies(
     traffic = soak.Traffic(tree_server, prompts[:6], wanted, longest, seed=0)
     tree_server.edit_policy(tree_policy, policy_text("whole trees of 32"))
     with soak.edited(tree_policy):
-        early, late = soak.run(traffic, requests=200, minutes=None, concurrency=16)
+        early, late = soak.run(traffic, requests=80, minutes=None, concurrency=16)
     assert traffic.problems == []
     assert set(traffic.done) == {"dropped", "sampled", *soak.WAYS}
     assert 0 < late < soak.MAY_GROW * early
