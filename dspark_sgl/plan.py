@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dspark_sgl.kernels.tree_draft import TreeShape
-from dspark_sgl.policies.batch import Bools, Floats, Ints
+from dspark_sgl.policies.batch import Bools, Floats, Ints, nodes_depth
 from dspark_sgl.policies.calibration import Calibration
 from dspark_sgl.policies.forest import Forest
 from dspark_sgl.policies.history import BestNodes, Chains
@@ -66,7 +66,8 @@ class Past:
             return nodes, np.ones(nodes.shape, dtype=np.int64)
         if tree is None and self.chains.known:
             return self.chains.expected(requests), None
-        return self.calibration.expected(requests, self.chains.block), None
+        chain = self.calibration.expected(requests, self.chains.block)
+        return chain, None if tree is None else nodes_depth(chain, None)
 
     def observe(self, forest: Forest, survival: Floats, drafted: Ints) -> None:
         """A round's drafts before they are verified. drafted: int64 `[n]`, how deep"""

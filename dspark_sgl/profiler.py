@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 
 MOST_REQUESTS = 32
 LEAST_PASSES, PASSES, ENOUGH_S = 1, 3, 10.0
-"""A step's time is its least of so many passes over all, or of fewer once they have taken so long. The first of its
-shape warms up memory and threads, and a neighbour slows one down: both only ever add."""
+"""A step's time is its least of so many passes over all, or of fewer once they have taken so long: a neighbour may slow
+one down and never speeds one up."""
 SHORT_CONTEXT, LONG_CONTEXT = 64, 1024
 
 

@@ -36,7 +36,7 @@ FIRST_PROBE, LAST_PROBE = 16, 512
 SETTLED = 7
 """Rounds for which "it pays" is not asked again while the batch keeps its size; "it does not" is asked every time."""
 FREE = 1e-3
-"""A draft that makes a round longer by less than this share of it is not worth going without."""
+"""Drafting one deeper is for nothing where it takes less than this share of a plain step."""
 
 
 @dataclass
