@@ -34,7 +34,7 @@ UNMEASURED_DEPTH = 2
 FIRST_PROBE, LAST_PROBE = 16, 512
 """Steps of one kind until one of the other is tried; doubled after every one that did no better than expected."""
 SETTLED = 7
-"""Rounds for which "it pays" is not asked again while the batch keeps its size; "it does not" is asked every time."""
+"""Rounds for which "it pays" is not asked again while batch and drafts keep their kind; "it does not", every time."""
 FREE = 1e-3
 """Drafting one deeper is for nothing where it takes less than this share of a plain step."""
 
@@ -65,13 +65,14 @@ class ValueScheduler:
         self._budgets: list[float] = []
         self._promised: int | None = None
         self._deep = 0  # how deep the best round drafts
-        self._settled, self._settled_size = 0, 0
+        self._settled, self._settled_for = 0, (0, False)
 
     def draft_depths(self, batch: Batch, expected: Floats, depth: Ints | None = None) -> Ints:
         """As deep as pays, or a plain step where no drafting is expected to."""
         if not self._cost.ready:
             return clipped(UNMEASURED_DEPTH, batch)
-        if self._settled > 0 and self._settled_size == batch.size:
+        what = (batch.size, depth is None)
+        if self._settled > 0 and self._settled_for == what:
             self._settled -= 1
             self._rounds.steps += 1
             return clipped(self._deep, batch)
@@ -83,7 +84,7 @@ class ValueScheduler:
                 self._rounds.again()
                 return np.zeros_like(batch.max_depth)
             self._rounds.steps += 1
-            self._settled, self._settled_size = SETTLED, batch.size
+            self._settled, self._settled_for = SETTLED, what
             return clipped(self._deep, batch)
         self._settled, self._rounds = 0, _Wait()
         self._plain.steps += 1
