@@ -22,6 +22,7 @@ import sys
 import tarfile
 import zipfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from dspark_sgl.target import packaged_gguf
@@ -133,19 +134,27 @@ def split(whole: Path, folder: Path, size: int) -> list[Path]:
 
 @dataclass(frozen=True)
 class Bundle:
-    """What has been unpacked. site: the distributions; target, draft: checkpoint folders
+    """What has been unpacked. site: the distributions; draft: a checkpoint folder
 
     environment: of processes that are to see it all
     """
 
     site: Path
-    target: Path
     draft: Path
     environment: dict[str, str]
 
+    @cached_property
+    def target(self) -> Path:
+        """The demo's target, a checkpoint folder; made when it is first asked for."""
+        command = [sys.executable, "-m", "dspark_sgl.target"]
+        done = subprocess.run(
+            command, env=self.environment, cwd=self.site.parent, capture_output=True, text=True, check=True
+        )
+        return Path(done.stdout.split()[-1])
+
     @classmethod
     def unpacked(cls, parts: Path, to: Path = PLACE) -> Bundle:
-        """Join the parts, install this package beside them, make the target. Once; a second call finds it done."""
+        """Join the parts and install this package beside them. Once; a second call finds it done."""
         unpack(parts, to)
         site, own = to / "site", to / "own"
         if not own.exists():
@@ -163,10 +172,7 @@ class Bundle:
             "HF_HUB_OFFLINE": "1",
         }
         environment.pop("TRITON_INTERPRET", None)
-        command = [sys.executable, "-m", "dspark_sgl.target"]
-        said = subprocess.run(command, env=environment, cwd=to, capture_output=True, text=True, check=True).stdout
-        draft = next((own / "dspark_sgl/drafts").iterdir())
-        return cls(site, Path(said.split()[-1]), draft, environment)
+        return cls(site, next((own / "dspark_sgl/drafts").iterdir()), environment)
 
 
 def unpack(parts: Path, to: Path) -> list[str]:

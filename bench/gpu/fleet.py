@@ -113,6 +113,10 @@ class Fleet:
         state: dict[str, Any] = json.loads(self._get(arm, "server_info"))["internal_states"][0]
         return dict(state.get("dspark", {}))
 
+    def profile(self, arm: str, wanted: dict[str, Any]) -> None:
+        """SGLang's own profiler, of the steps that follow."""
+        self._get(arm, "start_profile", {**wanted, "activities": ["CPU", "GPU"]})
+
     def _get(self, arm: str, path: str, body: dict[str, Any] | None = None) -> bytes:
         port = self._processes[arm][0]
         data = None if body is None else json.dumps(body).encode()
