@@ -50,7 +50,7 @@ def build_governor(
     recorder = Recorder.opened(record_file())
     room = width - 1 if drafter.trees else 0
     load = LoadMeter(HardwareSampler())
-    return Governor(watch, block, room, cost, _calibration(), load, metrics, recorder)
+    return Governor(watch, block, room, drafter.whole_chains, cost, _calibration(), load, metrics, recorder)
 
 
 def _measured_cost(facts: dict[str, object], profiler: StepProfiler) -> CostModel:

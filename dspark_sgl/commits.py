@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from dspark_sgl.kernels.layout import TreeLayout
-from dspark_sgl.spec_algos.protocol import Commit
+from dspark_sgl.kernels.staging import staged
+from dspark_sgl.kernels.walk import NO_ROW
+from dspark_sgl.spec_algos.protocol import DEAD_SLOT, Commit
 
 
 def prefill_commit(batch: Any, sampled: Tensor, hidden: Tensor | None, kept: Tensor | None) -> Commit:
@@ -47,7 +49,7 @@ def step_commit(batch: Any, starts: Sequence[int], slots: Tensor, anchors: Tenso
     starts: tokens in each request's KV before the step; slots, anchors: int64 `[bs]`
     """
     return Commit(
-        positions=torch.tensor(starts, device=slots.device),
+        positions=staged(starts, slots.device),
         cache_locs=slots,
         successors=anchors,
         hidden=hidden,
@@ -73,7 +75,7 @@ def verify_commit(
     hidden: `[rows, K * H]`, of all packed rows
     """
     width, starts = path.shape[1], batch.seq_lens_cpu.tolist()
-    place, positions = path_rows(lengths, width, starts).to(path.device)
+    place, positions = staged(path_rows(lengths, width, starts), path.device)
     kept = (layout.qo_indptr[:-1, None] + path).flatten()[place]
     commit = Commit(
         positions=positions,
@@ -83,6 +85,27 @@ def verify_commit(
         req_slots=batch.req_pool_indices,
         starts=starts,
         counts=lengths,
+    )
+    return commit, kept
+
+
+def early_commit(
+    batch: Any, layout: TreeLayout, path: Tensor, emitted: Tensor, lens: Tensor, slots: Tensor, hidden: Tensor | None
+) -> tuple[Commit, Tensor]:
+    """The same before the host knows how long the paths are: as many rows for everybody, those behind a path dead.
+
+    lens: int64 `[bs]`, as `batch.seq_lens_cpu` has them
+    """
+    (requests, width), starts = path.shape, batch.seq_lens_cpu.tolist()
+    kept = (layout.qo_indptr[:-1, None] + path.clamp(min=0)).flatten()
+    commit = Commit(
+        positions=(lens[:, None] + torch.arange(width, device=lens.device)).flatten(),
+        cache_locs=slots[:, :width].where(path != NO_ROW, DEAD_SLOT).flatten(),
+        successors=emitted.flatten(),
+        hidden=None if hidden is None else hidden[kept],
+        req_slots=batch.req_pool_indices,
+        starts=starts,
+        counts=[width] * requests,
     )
     return commit, kept
 

@@ -46,6 +46,7 @@ class Governor:
     """Plans steps by the policy, chooses among what was drafted, keeps cost and calibration up to date.
 
     block: the deepest path the drafter proposes; room: the most nodes of its trees, 0 where it drafts none
+    whole: its chains are always as deep as was asked for
     calibration: of the confidence that a chain comes with; a tree's is another figure and is learned by itself
     """
 
@@ -54,13 +55,14 @@ class Governor:
         watch: PolicyWatch,
         block: int,
         room: int,
+        whole: bool,
         cost: CostModel,
         calibration: Calibration,
         load: LoadMeter,
         metrics: Metrics | None,
         recorder: Recorder | None,
     ) -> None:
-        self._watch, self._block, self._room = watch, block, room
+        self._watch, self._block, self._room, self._whole = watch, block, room, whole
         self._profile, self.load, self._metrics = cost, load, metrics
         # A chain's confidence, q of a node that was chosen and the promise of one that was drawn are three figures.
         known = {"chain": calibration, "tree": Calibration(), "drawn tree": Calibration()}
@@ -121,15 +123,16 @@ class Governor:
         past = self._past["chain" if tree is None else "drawn tree" if drawn else "tree"]
         grown = None if tree is None else TreeShape(tree.max_nodes, tree.branch)
         depths = scheduler.draft_depths(batch, *past.expected(len(lens), grown))
-        drafted = depths.tolist()
-        self._ride = Ride(requests, batch.within(depths), scheduler, active, drafted, past)
+        drafted, batch = depths.tolist(), batch.within(depths)
+        settled = grown is None and self._whole and scheduler.takes_all(batch)
+        self._ride = Ride(requests, batch, scheduler, active, drafted, past, settled)
         self._decision = {"rule": active.rule, "requests": len(lens), "drafted": sum(drafted), "verified": 0}
-        return Plan(drafted, method, grown)
+        return Plan(drafted, method, grown, settled)
 
     def select(self, forest: Forest, confidence: Floats | None, unsound: Bools | None = None) -> Bools:
-        """bool `[n, N]`: which drafts to verify.
+        """bool `[n, N]`: which drafts to verify; of a settled plan, which of those that are may count.
 
-        confidence: `[n, N]`, or None from a drafter without; unsound: bool `[n, N]`, drafts that must not be
+        confidence: `[n, N]`, or None from a drafter without; unsound: bool `[n, N]`, drafts that must not
         """
         ride = self._ride
         assert ride is not None
@@ -140,10 +143,12 @@ class Governor:
         else:
             said = ride.past.calibration if self._policy.calibration.method == "sts" else self._as_it_comes
             survival = said.apply(confidence, forest)
-        depth = None if forest.is_chain else forest.depth
-        kept = ride.scheduler.select(ride.batch, survival, depth)
-        if confidence is not None:
-            kept &= forest.closed(confidence > 0)  # where a path ends, no schedule goes on
+        if ride.settled:
+            kept = forest.depth <= ride.batch.max_depth[:, None]
+        else:
+            kept = ride.scheduler.select(ride.batch, survival, None if forest.is_chain else forest.depth)
+            if confidence is not None:
+                kept &= forest.closed(confidence > 0)  # where a path ends, no schedule goes on
         if unsound is not None and unsound.any():
             kept &= forest.closed(~unsound)
             self._unsound += int(unsound.sum())

@@ -23,6 +23,7 @@ from dspark_sgl.kernels.layout import TreeLayout, chain_layout
 from dspark_sgl.spec_algos.protocol import Drafter
 
 from .verify_input import VerifyInput
+from .verify_plan import plan_on_host
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,8 @@ class VerifyGraphs:
     def execute(self, batch: ForwardBatch, pp_proxy_tensors: Any = None) -> Any:
         rung = self._rung(batch)
         assert rung is not None
+        if isinstance(batch.spec_info, VerifyInput):
+            batch.spec_info.absent = rung.seq_len_fill_value
         self._last = rung
         return rung.execute(batch, pp_proxy_tensors)
 
@@ -156,19 +159,20 @@ class _VerifyRung(DecodeCudaGraphRunner):
 
     def __init__(self, target: Any, width: int, capture: CaptureHiddenMode) -> None:
         self._capture_hidden = capture
+        backend = target._get_attention_backend()
         super().__init__(
-            target,
-            attn_backend=target._get_attention_backend(),
-            speculative_num_steps=width - 1,
-            speculative_num_draft_tokens=width,
+            target, attn_backend=backend, speculative_num_steps=width - 1, speculative_num_draft_tokens=width
         )
+        for wrappers in backend.prefill_cuda_graph_metadata.values():
+            for wrapper in wrappers:
+                plan_on_host(wrapper)
 
     def get_spec_info(self, num_tokens: int) -> VerifyInput:
         width = int(self.captured_req_width)
         drafts = torch.zeros(num_tokens // width, width, dtype=torch.int64, device=self.device)
         layout = chain_layout(drafts[:, 0], drafts, [width - 1] * drafts.shape[0])
         lens = self.buffers.seq_lens[: drafts.shape[0]]
-        return VerifyInput(layout, lens, self.seq_len_fill_value, self._capture_hidden)
+        return VerifyInput(layout, lens, torch.full((len(lens),), self.seq_len_fill_value), self._capture_hidden)
 
 
 class _DecodeRung(DecodeCudaGraphRunner):

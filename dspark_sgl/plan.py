@@ -29,22 +29,24 @@ class Plan:
     """What the coming step shall do.
 
     depths: how deep to draft each request; method: how drafts are accepted; tree: of which size, None for chains
+    settled: all that is drafted is verified, so nobody has to look at it first
     """
 
     depths: list[int]
     method: str
     tree: TreeShape | None = None
+    settled: bool = False
 
     @property
     def wire(self) -> list[int]:
         """As numbers, for the other ranks; as many for any plan of so many requests."""
         tree = self.tree or TreeShape(0, 0)
-        return [ACCEPT_METHODS.index(self.method), tree.max_nodes, tree.branch, *self.depths]
+        return [ACCEPT_METHODS.index(self.method), tree.max_nodes, tree.branch, self.settled, *self.depths]
 
     @classmethod
     def from_wire(cls, numbers: list[int]) -> Plan:
-        method, nodes, branch, *depths = numbers
-        return cls(depths, ACCEPT_METHODS[method], TreeShape(nodes, branch) if nodes else None)
+        method, nodes, branch, settled, *depths = numbers
+        return cls(depths, ACCEPT_METHODS[method], TreeShape(nodes, branch) if nodes else None, bool(settled))
 
     @classmethod
     def plain(cls, requests: int) -> Plan:
@@ -87,6 +89,7 @@ class Ride:
     active: Active
     drafted: list[int]
     past: Past
+    settled: bool
     forest: Forest | None = None
     confidence: Floats | None = None
     verified: Bools | None = None

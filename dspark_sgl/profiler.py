@@ -163,7 +163,7 @@ class StepProfiler:
         drafts = torch.ones(load.count, depth, dtype=torch.int64, device=load.lens.device)
         layout = chain_layout(drafts[:, 0], drafts, [depth] * load.count)
         wide = layout if self._graphs is None else self._graphs.fit(layout)
-        spec = VerifyInput(wide, load.lens, load.context, self._capture)
+        spec = VerifyInput(wide, load.lens, torch.full((load.count,), load.context), self._capture)
         slots = load.slots[:, : wide.max_width].flatten()
         batch = self._batch(ForwardMode.TARGET_VERIFY, load, wide.pack(wide.tokens), spec.positions, slots, 0)
         batch.spec_info = spec

@@ -20,12 +20,13 @@ from dspark_sgl.spec_algos.protocol import Proposal
 class Sampling:
     """SGLang's sampling parameters of a batch, as the kernels take them.
 
-    greedy: bool `[bs]`, temperature 0; all_greedy: every request is
+    greedy: bool `[bs]`, temperature 0; all_greedy, any_greedy: every request is, some are
     """
 
     filters: Filters
     greedy: Tensor
     all_greedy: bool
+    any_greedy: bool
 
     @classmethod
     def of(cls, info: Any) -> Sampling:
@@ -37,7 +38,7 @@ class Sampling:
             min_p=info.min_ps.view(-1).float(),
             active=info.need_top_p_sampling or info.need_top_k_sampling or info.need_min_p_sampling,
         )
-        return cls(filters, filters.top_k <= 1, info.is_all_greedy)
+        return cls(filters, filters.top_k <= 1, info.is_all_greedy, info.is_any_greedy)
 
     @property
     def draft_temperature(self) -> Tensor | None:
@@ -57,7 +58,7 @@ def accept(
         return walk(layout, layout.pad(logits.argmax(-1)))
     owner = layout.owner
     probs = filtered_probs(logits, sampling.filters.rows(owner))
-    if bool(sampling.greedy.any()):
+    if sampling.any_greedy:
         certain = torch.zeros_like(probs).scatter_(1, logits.argmax(-1, keepdim=True), 1.0)
         probs = torch.where(sampling.greedy[owner][:, None], certain, probs)
     if method != "match":

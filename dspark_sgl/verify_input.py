@@ -13,22 +13,27 @@ from torch import Tensor
 
 from dspark_sgl.kernels.layout import TreeLayout
 from dspark_sgl.kernels.mask import flat_mask
+from dspark_sgl.kernels.staging import staged
+
+from .verify_plan import HostPlan
 
 
 class VerifyInput(SpecInput):
     """SGLang's `batch.spec_info` during the target's verify forward.
 
-    layout: the rows; lens: int64 `[bs]`, the prefix of each request; longest: the greatest of them, on the host
+    layout: the rows; lens: int64 `[bs]`, the prefix of each request; lens_cpu: the same on the host
     capture: what the forward keeps for the drafter
+    absent: the prefix of requests that are there only to fill a graph; None where no graph is replayed
     positions: int64 `[rows]`, `lens[request] + depth`
     qo_lens: rows of each request, for backends that plan on the host
     tree_mask: bool `[rows, W]`, None for chains (which are causal)
     custom_mask: there is one, which is all that FlashInfer's backend asks of this name before it captures a graph
     """
 
-    def __init__(self, layout: TreeLayout, lens: Tensor, longest: int, capture: CaptureHiddenMode) -> None:
+    def __init__(self, layout: TreeLayout, lens: Tensor, lens_cpu: Tensor, capture: CaptureHiddenMode) -> None:
         super().__init__(SpecInputType.DFLASH_VERIFY)
-        self.layout, self._longest = layout, longest
+        self.layout, self._lens_cpu = layout, lens_cpu
+        self.absent: int | None = None
         self.draft_token_num = layout.max_width
         self.num_tokens_per_req = layout.max_width
         self.num_tokens_for_logprob_per_req = layout.max_width
@@ -51,21 +56,29 @@ class VerifyInput(SpecInput):
         plan: Any,
         kv_start_idx: Tensor | None = None,
         kind: IdSpaceKind = IdSpaceKind.FULL,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | HostPlan]:
         """FlashInfer's ragged prefill arguments: kv_indices, kv_indptr, qo_indptr, and a bool mask.
 
         paged_kernel_lens: `[bs]`, the prefix of each request, without the verify rows; a sliding window sees the part
             of it that begins at `kv_start_idx`
-        The mask is flat: for every row, its whole prefix, then its ancestors among the request's rows.
+        The mask is flat: for every row, its whole prefix, then its ancestors among the request's rows. For a graph
+        that is replayed it is a `HostPlan` instead, which says the same of all four.
         """
         device, requests = paged_kernel_lens.device, paged_kernel_lens.shape[0]
         # A graph's batch is padded with requests that are not there.
         layout = (
             self.layout if requests == self.layout.batch_size else self.layout.padded(requests, self.layout.max_width)
         )
-        kv_lens = paged_kernel_lens + torch.tensor(layout.widths, dtype=torch.int64, device=device)
-        kv_indptr = torch.zeros(requests + 1, dtype=torch.int32, device=device)
-        kv_indptr[1:] = kv_lens.cumsum(0)
+        host = None
+        if self.absent is not None and kv_start_idx is None:
+            missing = requests - len(self._lens_cpu)
+            prefix = torch.nn.functional.pad(self._lens_cpu, (0, missing), value=self.absent)
+            host = HostPlan(layout, paged_kernel_lens, prefix)
+            kv_lens, kv_indptr, qo_indptr = paged_kernel_lens + layout.max_width, host.kv_indptr, host.qo_indptr
+        else:
+            kv_lens = paged_kernel_lens + staged(layout.widths, device)
+            kv_indptr = torch.nn.functional.pad(kv_lens.cumsum(0, dtype=torch.int32), (1, 0))
+            qo_indptr = layout.qo_indptr
         total = paged_kernel_lens_sum + sum(layout.widths)
         kv_indices = torch.empty(total, dtype=torch.int32, device=device)
         translator.pack_read_stream(
@@ -76,6 +89,11 @@ class VerifyInput(SpecInput):
             out=kv_indices,
             kv_start_idx=kv_start_idx,
             kind=kind,
+            num_token_blocks=None,
+            kv_lens_sum=total,
         )
-        mask = flat_mask(layout, paged_kernel_lens, total=paged_kernel_lens_sum, longest=self._longest)
-        return kv_indices, kv_indptr, layout.qo_indptr, mask
+        if host is not None:
+            return kv_indices, kv_indptr, qo_indptr, host
+        longest = int(self._lens_cpu.max())
+        mask = flat_mask(layout, paged_kernel_lens, total=paged_kernel_lens_sum, longest=longest)
+        return kv_indices, kv_indptr, qo_indptr, mask

@@ -21,13 +21,13 @@ from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 from torch import Tensor
 
 from dspark_sgl.kernels.layout import TreeLayout, chain_layout, tree_layout
-from dspark_sgl.kernels.walk import Acceptance
-from dspark_sgl.policies.forest import Forest
+from dspark_sgl.kernels.staging import Fetched
+from dspark_sgl.kernels.walk import Acceptance, path_lengths
 from dspark_sgl.spec_algos.protocol import Drafter, DrafterContext, Proposal, Round
 
 from .assembly import build_governor
 from .clock import PLAIN, PREFILL, ROUND, RoundClock
-from .commits import prefill_commit, step_commit, verify_commit
+from .commits import early_commit, prefill_commit, step_commit, verify_commit
 from .constraints import GrammarRows, constrain
 from .decode_state import DecodeState
 from .governor import Governor
@@ -37,6 +37,7 @@ from .plan import Plan
 from .ranks import agree
 from .request_view import RequestBook, RequestHistory
 from .sampling import Sampling, accept
+from .seen import Seen
 from .verify_input import VerifyInput
 
 Publish = Callable[[Tensor], None] | None
@@ -201,14 +202,18 @@ class SpecWorker(BaseSpecWorker):
         )
 
     def _speculate(self, batch: Any, state: DecodeState, plan: Plan) -> GenerationBatchResult:
-        """Draft, verify, accept, commit."""
+        """Draft, verify, accept, commit. On a GPU the host asks for all of it ahead, and waits twice: for what was
+        drafted, where the policy wants to see that first, and for how much was accepted."""
         clock, sampling = self.clock, Sampling.of(batch.sampling_info)
         slots = self._slots(batch, state.lens, self._width)
         with clock.phase("draft"):
             proposal = self._propose(batch, state, plan, sampling, slots)
+            seen = Seen(proposal)
         with clock.phase("select"):
-            layout = self._select(state.anchors, proposal)
-            rows = layout.pack(slots[:, : layout.max_width])
+            if plan.settled:
+                layout = chain_layout(state.anchors, proposal.tokens, plan.depths)
+            else:
+                layout = self._select(state.anchors, proposal, seen)
         with clock.phase("verify"):
             output = self._verify(batch, state, layout, slots)
         with clock.phase("accept"):
@@ -216,12 +221,12 @@ class SpecWorker(BaseSpecWorker):
             accepted = _agreed(
                 accept(layout, output.next_token_logits, proposal, sampling, plan.method, self._generator)
             )
+            emitted, path = accepted.emitted(layout), Fetched(accepted.path)
         with clock.phase("commit"):
-            emitted, lengths = accepted.emitted(layout), accepted.lengths.tolist()
-            self._commit(batch, output, layout, accepted, emitted, lengths, slots, rows)
             if batch.return_logprob:
                 attach_logprobs(batch, output, layout, accepted, emitted)
-        self._learn(batch.reqs, layout, accepted, lengths)
+            self._commit(batch, state, output, layout, accepted, emitted, path, slots)
+        self._learn(batch.reqs, layout, plan, seen, path.get())
         return step_result(
             output,
             emitted.flatten(),
@@ -259,20 +264,15 @@ class SpecWorker(BaseSpecWorker):
             proposal, tokens=agree(proposal.tokens), parents=None if parents is None else agree(parents.contiguous())
         )
 
-    def _select(self, anchors: Tensor, proposal: Proposal) -> TreeLayout:
+    def _select(self, anchors: Tensor, proposal: Proposal, seen: Seen) -> TreeLayout:
         """The part of the proposal that is worth the target's time. Its shape is settled on the host."""
-        tokens, confidence = proposal.tokens, proposal.confidence
-        parents = None if proposal.parents is None else proposal.parents.cpu()
-        kept = torch.zeros(tokens.shape, dtype=torch.bool)
+        kept = torch.zeros(proposal.tokens.shape, dtype=torch.bool)
         if self._governor is not None:
-            forest = Forest.chains(*tokens.shape) if parents is None else Forest.trees(parents.numpy())
-            said = None if confidence is None else confidence.double().cpu().numpy()
-            unsound = None if proposal.unsound is None else proposal.unsound.cpu().numpy()
-            kept = torch.from_numpy(self._governor.select(forest, said, unsound))
+            kept = torch.from_numpy(self._governor.select(seen.forest, seen.confidence, seen.unsound))
         kept = agree(kept)
-        if parents is None:
-            return chain_layout(anchors, tokens, kept.sum(1).tolist())
-        return tree_layout(anchors, tokens, parents, kept)
+        if proposal.parents is None:
+            return chain_layout(anchors, proposal.tokens, kept.sum(1).tolist())
+        return tree_layout(anchors, proposal.tokens, seen.parents, kept)
 
     def _verify(self, batch: Any, state: DecodeState, layout: TreeLayout, slots: Tensor) -> Any:
         """One target forward over every row of every tree; logits `[rows, V]` and hidden states `[rows, K H]`."""
@@ -281,7 +281,7 @@ class SpecWorker(BaseSpecWorker):
         batch.input_ids = wide.pack(wide.tokens)
         batch.out_cache_loc = wide.pack(slots[:, : wide.max_width])
         batch.seq_lens_sum = int(batch.seq_lens_cpu.sum())
-        batch.spec_info = VerifyInput(wide, state.lens, int(batch.seq_lens_cpu.max()), self._capture)
+        batch.spec_info = VerifyInput(wide, state.lens, batch.seq_lens_cpu, self._capture)
         result = self._target_worker.forward_batch_generation(batch, is_verify=True, capture_hidden_mode=self._capture)
         live_rows(layout, wide, result.logits_output)
         return result.logits_output
@@ -289,28 +289,36 @@ class SpecWorker(BaseSpecWorker):
     def _commit(
         self,
         batch: Any,
+        state: DecodeState,
         output: Any,
         layout: TreeLayout,
         accepted: Acceptance,
         emitted: Tensor,
-        lengths: list[int],
+        path: Fetched,
         slots: Tensor,
-        rows: Tensor,
     ) -> None:
         """Keep the accepted path: its KV moves to the front, and the drafter learns its hidden states."""
-        commit, kept = verify_commit(batch, layout, accepted.path, emitted, lengths, slots, self._take_hidden(output))
+        hidden = self._take_hidden(output)
+        if self._drafter.dead_rows and emitted.is_cuda:
+            commit, kept = early_commit(batch, layout, accepted.path, emitted, state.lens, slots, hidden)
+        else:
+            lengths = path_lengths(path.get())
+            commit, kept = verify_commit(batch, layout, accepted.path, emitted, lengths, slots, hidden)
         if not layout.is_chain:
+            rows = layout.pack(slots[:, : layout.max_width])
             self._target.token_to_kv_pool.move_kv_cache(commit.cache_locs, rows[kept])
         self._drafter.observe(commit)
 
-    def _learn(self, requests: Sequence[Any], layout: TreeLayout, accepted: Acceptance, lengths: list[int]) -> None:
-        """What the round brought, for clock, requests and policy."""
-        spoke = [i for i, width in enumerate(layout.widths) if width > 1]
+    def _learn(self, requests: Sequence[Any], layout: TreeLayout, plan: Plan, seen: Seen, path: Tensor) -> None:
+        """What the round brought, for clock, requests and policy. path: as in `Acceptance`, on the host"""
+        spoke, lengths = [i for i, width in enumerate(layout.widths) if width > 1], path_lengths(path)
         self.clock.count(sum(layout.widths) - layout.batch_size, [lengths[i] for i in spoke])
         for i in spoke:
             self._requests.count(requests[i], lengths[i])
         if self._governor is not None:
-            self._governor.learn(accepted.path.cpu().numpy())
+            if plan.settled:
+                self._governor.select(seen.forest, seen.confidence, seen.unsound)
+            self._governor.learn(path.numpy())
 
     def _take_hidden(self, output: Any) -> Tensor | None:
         """The hidden states a forward captured for the drafter; nobody else is handed them."""

@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor
+
+from .staging import staged
 
 ROOT = -1
 """Parent of the anchor row."""
@@ -29,6 +32,7 @@ class TreeLayout:
     parents: int64 `[bs, W]`, row index in the same request, `ROOT` at the anchor and in padding
     depths: int64 `[bs, W]`, 0 at the anchor
     is_chain: every row's parent is the row before it, so the accepted path is a prefix and no KV has to move
+    path_width: rows of the longest path, the anchor included
     nodes: int64 `[bs, W]`, which proposed node a row of a tree is (0 = the anchor, `m + 1` = node `m`); None of chains
     """
 
@@ -37,6 +41,7 @@ class TreeLayout:
     parents: Tensor
     depths: Tensor
     is_chain: bool
+    path_width: int
     nodes: Tensor | None = None
 
     @property
@@ -52,25 +57,22 @@ class TreeLayout:
         return min(self.widths) == max(self.widths)
 
     @cached_property
-    def path_width(self) -> int:
-        """Rows of the longest path, the anchor included."""
-        return self.max_width if self.is_chain else int(self.depths.max()) + 1
-
-    @cached_property
     def valid(self) -> Tensor:
         """bool `[bs, W]`: rows that exist."""
-        widths = torch.tensor(self.widths, device=self.tokens.device)
+        widths = staged(self.widths, self.tokens.device)
         return torch.arange(self.max_width, device=self.tokens.device) < widths[:, None]
 
     @cached_property
     def place(self) -> Tensor:
         """int64 `[rows]`: where each packed row stands in `[bs * W]`. Worked out on the host, which would have to wait
         for a device to count the rows that exist."""
+        if self.is_uniform:
+            return torch.arange(self.batch_size * self.max_width, device=self.tokens.device)
         widths = torch.tensor(self.widths)
         first = widths.cumsum(0) - widths
         owner = torch.arange(self.batch_size).repeat_interleave(widths)
         place = owner * self.max_width + torch.arange(len(owner)) - first[owner]
-        return place.to(self.tokens.device)
+        return staged(place, self.tokens.device)
 
     @cached_property
     def owner(self) -> Tensor:
@@ -80,8 +82,7 @@ class TreeLayout:
     @cached_property
     def qo_indptr(self) -> Tensor:
         """int32 `[bs + 1]`: where each request's packed rows begin."""
-        starts = torch.tensor((0, *self.widths), dtype=torch.int32, device=self.tokens.device)
-        return starts.cumsum(0, dtype=torch.int32)
+        return staged(list(accumulate(self.widths, initial=0)), self.tokens.device, torch.int32)
 
     def pack(self, padded: Tensor) -> Tensor:
         """`[bs, W, ...]` -> `[rows, ...]`, requests one after the other."""
@@ -139,15 +140,12 @@ def chain_layout(anchors: Tensor, drafts: Tensor, depths: Sequence[int]) -> Tree
     """
     bs, width, device = anchors.shape[0], max(depths) + 1, anchors.device
     row = torch.arange(width, device=device).expand(bs, width)
-    exists = row <= torch.tensor(depths, device=device)[:, None]
-    tokens = torch.cat([anchors[:, None], drafts[:, : width - 1]], dim=1)
-    return TreeLayout(
-        widths=tuple(depth + 1 for depth in depths),
-        tokens=tokens.where(exists, 0),
-        parents=(row - 1).where(exists, ROOT),
-        depths=row.where(exists, 0),
-        is_chain=True,
-    )
+    tokens, parents = torch.cat([anchors[:, None], drafts[:, : width - 1]], dim=1), row - 1
+    widths = tuple(depth + 1 for depth in depths)
+    if min(widths) < width:
+        exists = row <= staged(depths, device)[:, None]
+        tokens, parents, row = tokens.where(exists, 0), parents.where(exists, ROOT), row.where(exists, 0)
+    return TreeLayout(widths, tokens, parents, row, is_chain=True, path_width=width)
 
 
 def tree_layout(anchors: Tensor, drafts: Tensor, parents: Tensor, keep: Tensor) -> TreeLayout:
@@ -181,8 +179,9 @@ def tree_layout(anchors: Tensor, drafts: Tensor, parents: Tensor, keep: Tensor) 
     all_parents = torch.nn.functional.pad(parents, (1, 0), value=ROOT)
     moved = new_row.gather(1, all_parents.clamp(min=0)).where(all_parents != ROOT, ROOT)
     new_parents, depths = moved.gather(1, order).where(kept, ROOT), depth.gather(1, order).where(kept, 0)
+    deepest = int(depths.max())
     rows = torch.stack([new_parents, depths, order.where(kept, 0), kept.long()])
-    new_parents, depths, chosen, exists = rows.to(drafts.device).unbind()
+    new_parents, depths, chosen, exists = staged(rows, drafts.device).unbind()
     all_tokens = torch.cat([anchors[:, None], drafts], dim=1)
     return TreeLayout(
         widths=tuple(widths),
@@ -190,5 +189,6 @@ def tree_layout(anchors: Tensor, drafts: Tensor, parents: Tensor, keep: Tensor) 
         parents=new_parents,
         depths=depths,
         is_chain=False,
+        path_width=deepest + 1,
         nodes=chosen,
     )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .layout import TreeLayout
+from .staging import staged
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,20 @@ def packed_mask(layout: TreeLayout, prefix_lens: Tensor) -> PackedMask:
     return packed_mask_torch(layout, prefix_lens)
 
 
+def fill_packed_mask(mask: PackedMask, layout: TreeLayout, prefix_lens: Tensor, *, longest: int) -> None:
+    """The same into memory that is there, whose `starts` are filled in already.
+
+    longest: the greatest of `prefix_lens`, or more, as the host knows it
+    """
+    if prefix_lens.is_cuda:
+        from . import mask_triton
+
+        mask_triton.fill_packed_mask(mask, layout, prefix_lens, longest=longest)
+    else:
+        bits = packed_mask_torch(layout, prefix_lens).bits
+        mask.bits[: len(bits)] = bits
+
+
 def flat_mask_torch(layout: TreeLayout, prefix_lens: Tensor) -> Tensor:
     """The reference: ones, and the ancestor mask where the rows themselves stand."""
     owner = layout.owner
@@ -74,7 +89,7 @@ def packed_mask_torch(layout: TreeLayout, prefix_lens: Tensor) -> PackedMask:
 
 def entries(layout: TreeLayout, prefix_lens: Tensor) -> Tensor:
     """int64 `[bs]`: `n_i (prefix_i + n_i)`, the entries of each request's mask."""
-    widths = torch.tensor(layout.widths, dtype=torch.int64, device=prefix_lens.device)
+    widths = staged(layout.widths, prefix_lens.device)
     return widths * (prefix_lens + widths)
 
 

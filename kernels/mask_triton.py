@@ -17,19 +17,28 @@ def flat_mask(layout: TreeLayout, prefix_lens: Tensor, *, total: int, longest: i
     starts = torch.nn.functional.pad(entries(layout, prefix_lens), (1, 0)).cumsum(0)
     size = layout.max_width * (total + sum(layout.widths))
     most = layout.max_width * (longest + layout.max_width)
-    return _fill(layout, prefix_lens, starts, size, most, 1).view(torch.bool)
+    out = torch.empty(size, dtype=torch.uint8, device=prefix_lens.device)
+    _fill(out, layout, prefix_lens, starts, most, 1)
+    return out.view(torch.bool)
 
 
 def packed_mask(layout: TreeLayout, prefix_lens: Tensor) -> PackedMask:
     """As `mask.packed_mask`."""
     sizes = entries(layout, prefix_lens)
     starts = byte_starts(sizes)
-    return PackedMask(_fill(layout, prefix_lens, starts, int(starts[-1]), int(sizes.max()), 8), starts)
+    out = torch.empty(int(starts[-1]), dtype=torch.uint8, device=prefix_lens.device)
+    _fill(out, layout, prefix_lens, starts, int(sizes.max()), 8)
+    return PackedMask(out, starts)
 
 
-def _fill(layout: TreeLayout, prefix_lens: Tensor, starts: Tensor, size: int, most: int, bits: int) -> Tensor:
-    """uint8 `[size]`. starts: `[bs + 1]`, in bytes; most: the greatest request's entries; bits: entries a byte"""
-    out = torch.empty(size, dtype=torch.uint8, device=prefix_lens.device)
+def fill_packed_mask(mask: PackedMask, layout: TreeLayout, prefix_lens: Tensor, *, longest: int) -> None:
+    """As `mask.fill_packed_mask`."""
+    most = layout.max_width * (longest + layout.max_width)
+    _fill(mask.bits, layout, prefix_lens, mask.starts, most, 8)
+
+
+def _fill(out: Tensor, layout: TreeLayout, prefix_lens: Tensor, starts: Tensor, most: int, bits: int) -> None:
+    """out: uint8; starts: `[bs + 1]`, in bytes; most: the greatest request's entries, or more; bits: entries a byte"""
     _mask[(triton.cdiv(most, ENTRIES), layout.batch_size)](
         out,
         starts,
@@ -40,7 +49,6 @@ def _fill(layout: TreeLayout, prefix_lens: Tensor, starts: Tensor, size: int, mo
         BITS=bits,
         BYTES=ENTRIES // bits,
     )
-    return out
 
 
 @triton.jit

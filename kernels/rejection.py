@@ -9,6 +9,8 @@ accepted with probability `min(1, p(x_k) / q(x_k))`; at the first rejection the 
 
 because `P(reject) = 1 - sum_u min(p(u), q(u)) = sum_u max(p(u) - q(u), 0)`. This holds only if whether `x_k` is offered
 at all was settled before it was drawn: choosing depths is the policy's business and never looks at the drawn tokens.
+
+A draft whose q is no number has been drawn from nothing: it counts as not offered, and the token comes from `p`.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import torch
 from torch import Tensor
 
 from .layout import TreeLayout
+from .staging import staged
 from .walk import NO_ROW, Acceptance
 
 
@@ -87,8 +90,10 @@ def reject_chain_torch(
     # u < p/q written without a division, so that q = 0 (never drawn) cannot produce a NaN.
     passed = exists & (coins.tries * draft_probs[:, : width - 1] < p)
     accepted = passed.to(torch.int64).cumprod(1).sum(1)
-    rejected = accepted < torch.tensor(layout.widths, device=device) - 1
-    q = draft.probs[torch.arange(bs, device=device), accepted.clamp(max=draft.probs.shape[1] - 1)]
+    place = accepted.clamp(max=draft.probs.shape[1] - 1)
+    request = torch.arange(bs, device=device)
+    rejected = (accepted < staged(layout.widths, device) - 1) & draft_probs[request, place].isfinite()
+    q = draft.probs[request, place]
     last = target_probs[starts + accepted]
     left = residual(last, q, rejected.float(), draft.vocab)
     # p == q leaves an empty residual by rounding alone; a rejection there has probability 0 but for that rounding.

@@ -165,8 +165,10 @@ def _chain(
     p = tl.load(target + (first + at).to(tl.int64) * columns + token, tried, 0.0)
     q = tl.load(draft_probs + request * depth + at, tried, 0.0)
     coin = tl.load(tries + request * (width - 1) + at, tried, 0.0)
-    accepted = tl.min(tl.where(tried & (coin * q >= p), at, offered), 0)
-    rejected = tl.where(accepted < offered, 1.0, 0.0)
+    # Not `coin q >= p`, which a q of NaN would not be.
+    accepted = tl.min(tl.where(tried & ((coin * q < p) == 0), at, offered), 0)
+    sound = tl.sum(tl.where(tried & (at == accepted) & (q < float("inf")), 1, 0), 0) > 0
+    rejected = tl.where(sound, 1.0, 0.0)
     after = target + (first + accepted).to(tl.int64) * columns
     before = draft + (request * depth + accepted) * draft_columns  # not there, and not read, where none was rejected
     final = drawn(after, before, column, rejected, tl.load(coins + request), columns, HOT, TILE)

@@ -40,6 +40,12 @@ class Acceptance:
         return tokens.where(place < self.lengths[:, None], 0)
 
 
+def path_lengths(path: Tensor) -> list[int]:
+    """`Acceptance.lengths` out of its path, on the host."""
+    lengths: list[int] = (path != NO_ROW).sum(1).tolist()
+    return lengths
+
+
 def walk(layout: TreeLayout, target_tokens: Tensor) -> Acceptance:
     """Follow the target's own tokens down each tree; of two children with the same token, the first.
 

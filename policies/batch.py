@@ -44,6 +44,13 @@ class Scheduler(Protocol):
         """
         ...
 
+    def takes_all(self, batch: Batch) -> bool:
+        """Whether `select` will take all there is of chains, or nearly so that a look at them is not worth its time.
+
+        batch: within what will be drafted
+        """
+        ...
+
     def select(self, batch: Batch, survival: Floats, depth: Ints | None = None) -> Bools:
         """bool `[n, N]`: what to verify, closed under parents.
 

@@ -43,6 +43,9 @@ class FixedScheduler:
         wanted = self.depth if self.depth is not None else self.nodes
         return clipped(wanted or 0, batch)
 
+    def takes_all(self, batch: Batch) -> bool:
+        return self.nodes is None
+
     def select(self, batch: Batch, survival: Floats, depth: Ints | None = None) -> Bools:
         at = nodes_depth(survival, depth)
         wanted = batch.max_depth if self.depth is None else clipped(self.depth, batch)
@@ -60,6 +63,9 @@ class ThresholdScheduler:
 
     def draft_depths(self, batch: Batch, expected: Floats, depth: Ints | None = None) -> Ints:
         return batch.max_depth
+
+    def takes_all(self, batch: Batch) -> bool:
+        return False
 
     def select(self, batch: Batch, survival: Floats, depth: Ints | None = None) -> Bools:
         at = nodes_depth(survival, depth)
@@ -80,6 +86,9 @@ class TableScheduler:
         if value is None:
             return batch.max_depth
         return clipped(self._depth(float(value)), batch)
+
+    def takes_all(self, batch: Batch) -> bool:
+        return True
 
     def select(self, batch: Batch, survival: Floats, depth: Ints | None = None) -> Bools:
         at = nodes_depth(survival, depth)

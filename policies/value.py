@@ -37,6 +37,9 @@ SETTLED = 7
 """Rounds for which "it pays" is not asked again while batch and drafts keep their kind; "it does not", every time."""
 FREE = 1e-3
 """Drafting one deeper is for nothing where it takes less than this share of a plain step."""
+WORTH_A_LOOK = 0.05
+"""The share of a round that verifying none of its drafts has to save. Where all of them take less than that, as in a
+small batch on a GPU, choosing among them saves less than a GPU loses that waits for the choice."""
 
 
 @dataclass
@@ -119,6 +122,13 @@ class ValueScheduler:
         all_depths = np.arange(1, deepest + 1)
         longer = np.diff(self._cost.draft_seconds(batch.size, all_depths, batch.context)) > FREE * seconds
         return [deepest, *(int(d) for d in all_depths[:-1][longer][::-1] if d >= least)]
+
+    def takes_all(self, batch: Batch) -> bool:
+        if not self._cost.ready:
+            return True
+        rows = batch.size + np.array([0, int(batch.max_depth.sum())])
+        none, every = self._cost.round_seconds(batch.size, rows, batch.context, int(batch.max_depth.max()))
+        return bool(every - none <= WORTH_A_LOOK * every)
 
     def select(self, batch: Batch, survival: Floats, depth: Ints | None = None) -> Bools:
         if not self._cost.ready:

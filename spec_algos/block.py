@@ -26,6 +26,7 @@ from torch import Tensor
 
 from dspark_sgl.kernels.draft_chain import ChainDraw
 from dspark_sgl.kernels.linear import keep_packed, linear
+from dspark_sgl.kernels.staging import staged
 from dspark_sgl.kernels.tree_draft import Children, TreeShape
 
 from .draft_graph import DraftGraphs, DraftInputs
@@ -55,6 +56,8 @@ class BlockDrafter(Drafter):
 
     trees: ClassVar[bool] = True
     uses_target_hidden: ClassVar[bool] = True
+    dead_rows: ClassVar[bool] = True
+    whole_chains: ClassVar[bool] = True
 
     def __init__(self, context: DrafterContext) -> None:
         super().__init__(context)
@@ -126,7 +129,7 @@ class BlockDrafter(Drafter):
             graphs = None
         # A recording drafts the whole block; what is deeper than was asked for is not looked at.
         depth = self._block if graphs is not None else min(max(round.depths), self._block)
-        depths = torch.tensor(round.depths, device=hidden.device)
+        depths = staged(round.depths, hidden.device)
         inputs = DraftInputs(hidden[:, :depth], round.anchors, depths, round.greedy, round.temperature)
         draft = partial(self._draft, round.tree, round.generator)
         if graphs is None:

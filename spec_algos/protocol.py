@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from dspark_sgl.kernels.tree_draft import TreeShape
 
 
+DEAD_SLOT = 0
+"""The KV slot that SGLang never gives to a token: what is written there is nobody's."""
+
+
 class History(ABC):
     """The tokens of one request, read only when a drafter asks."""
 
@@ -111,6 +115,8 @@ class Commit:
     hidden: `[n, K * H]`, what the drafter asked for of the target's hidden states, or None
     req_slots: int64 `[bs]`, rows of SGLang's request-to-token table
     starts: the first position of each request here; counts: its rows, at least 1 (both on the host)
+    A drafter that says `dead_rows` is also handed rows that were not accepted, last in their request and with
+    `DEAD_SLOT` for a slot: so it need not wait for a GPU to tell the host which were.
     """
 
     positions: Tensor
@@ -132,6 +138,10 @@ class Drafter(ABC):
     """It drafts trees where `Round.tree` asks for them. One that drafts nothing else says `max_nodes` instead."""
     uses_target_hidden: ClassVar[bool] = False
     """`Commit.hidden` carries hidden states of the target: of the layers that the draft checkpoint names."""
+    dead_rows: ClassVar[bool] = False
+    """`observe` does to each row what it says, whatever the others are: see `Commit`."""
+    whole_chains: ClassVar[bool] = False
+    """Its chains are always as deep as was asked for. What a policy then verifies all of needs no second look."""
     final_hidden: ClassVar[bool] = False
     """Instead of layers by name: the final hidden states, normed, as the target's own head reads them."""
     recurrent: ClassVar[bool] = False

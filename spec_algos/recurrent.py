@@ -30,6 +30,7 @@ from sglang.srt.speculative.eagle_info import EagleDraftExtendInput
 from torch import Tensor
 
 from dspark_sgl.kernels.draft_chain import ChainDraw, certainty
+from dspark_sgl.kernels.staging import staged
 from dspark_sgl.kernels.tree_draft import StepChildren
 
 from .draft_model import DraftHead, grown, load_draft
@@ -64,6 +65,7 @@ class RecurrentDrafter(Drafter):
     trees: ClassVar[bool] = True
     uses_target_hidden: ClassVar[bool] = True
     recurrent: ClassVar[bool] = True
+    whole_chains: ClassVar[bool] = True
 
     def __init__(self, context: DrafterContext) -> None:
         super().__init__(context)
@@ -100,7 +102,7 @@ class RecurrentDrafter(Drafter):
         if commit.hidden is None:
             raise RuntimeError(f"{self.algorithm} needs the target's hidden states and the forward captured none")
         features, carry = self._context_pass(commit)
-        last = torch.tensor(commit.counts, device=features.device).cumsum(0) - 1
+        last = staged(commit.counts, features.device).cumsum(0) - 1
         self._kept[0, commit.req_slots] = features[last]
         self._kept[1, commit.req_slots] = carry[last]
 
@@ -110,7 +112,7 @@ class RecurrentDrafter(Drafter):
         if round.tree is not None:
             # A step costs a pass of the module: a chain of the likeliest, and leaves beside it, which cost none.
             children = StepChildren(first, partial(self._step, round), depth, self._head.vocab)
-            depths = torch.tensor(round.depths, device=round.anchors.device)
+            depths = staged(round.depths, round.anchors.device)
             return grown(children, round.anchors, depths, round.tree, round.temperature, round.greedy, round.generator)
         draw = ChainDraw(self._head.vocab, round.temperature, round.greedy, round.generator)
         q = draw.room(round.anchors.shape[0], depth, self._head.columns)

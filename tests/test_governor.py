@@ -34,7 +34,7 @@ def test_a_confidence_of_zero_is_the_end_of_a_chain(tmp_path: Path, schedule: st
     policy.write_text(f"version: 1\nschedule: {schedule}\ndepth: {{min: 2}}\n")
     calibration = Calibration()
     watch, cost = PolicyWatch(str(policy)), CostModel.from_points([])
-    governor = Governor(watch, BLOCK, 0, cost, calibration, LoadMeter(HardwareSampler()), None, None)
+    governor = Governor(watch, BLOCK, 0, False, cost, calibration, LoadMeter(HardwareSampler()), None, None)
     watch.close()
     plan = governor.plan(requests(4))
     assert min(plan.depths) >= 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from dspark_sgl.graphs import VerifyGraphs, batch_sizes, ladder, live_rows
 from dspark_sgl.kernels.layout import TreeLayout, chain_layout, tree_layout
 from dspark_sgl.verify_input import VerifyInput
+from dspark_sgl.verify_plan import plan_on_host
 
 
 def ragged_chain() -> TreeLayout:
@@ -96,7 +98,7 @@ class Translator:
 def test_a_graphs_batch_may_have_more_requests_than_ours() -> None:
     layout, translator = ragged_chain().padded(2, 4), Translator()
     lens = torch.tensor([5, 9, 1, 1])  # two of ours, and two that fill the graph
-    spec = VerifyInput(layout, lens[:2], 9, None)  # type: ignore[arg-type]
+    spec = VerifyInput(layout, lens[:2], lens[:2], None)  # type: ignore[arg-type]
     _, kv_indptr, qo_indptr, mask = spec.generate_attn_arg_prefill(
         req_pool_indices=torch.tensor([1, 2, 0, 0]),
         paged_kernel_lens=lens,
@@ -109,3 +111,51 @@ def test_a_graphs_batch_may_have_more_requests_than_ours() -> None:
     assert mask.shape == (4 * (9 + 13 + 5 + 5),)
     assert mask[-20:].view(4, 5)[:, 0].all()  # the last request's prefix, one token
     assert torch.equal(mask[-20:].view(4, 5)[:, 1:], torch.eye(4, dtype=torch.bool))
+
+
+class Wrapper:
+    """Has room for a mask, as a graph's wrapper does, and writes down what it is planned with."""
+
+    def __init__(self, requests: int) -> None:
+        self._custom_mask_buf = torch.zeros(4096, dtype=torch.uint8)
+        self._mask_indptr_buf = torch.zeros(requests + 1, dtype=torch.int32)
+
+    def begin_forward(self, *given: Any, custom_mask: Any = None, **how: Any) -> None:
+        self.given, self.mask, self.how = given, custom_mask, how
+
+
+def test_a_replay_is_planned_by_what_the_host_knows() -> None:
+    """The same plan as without: qo and kv where FlashInfer would have read them, and the mask it would have packed."""
+    g = torch.Generator().manual_seed(0)
+    parents = torch.tensor([[0, 0, 1, 3], [0, 1, 1, -1]])
+    layout = tree_layout(
+        torch.zeros(2, dtype=torch.int64), torch.randint(9, (2, 4), generator=g), parents, parents >= 0
+    )
+    lens = torch.tensor([5, 9, 1, 1])
+    spec = VerifyInput(layout.padded(2, 8), lens[:2], lens[:2], None)  # type: ignore[arg-type]
+    asked = {
+        "req_pool_indices": torch.tensor([1, 2, 0, 0]),
+        "paged_kernel_lens": lens,
+        "paged_kernel_lens_sum": 16,
+        "translator": Translator(),
+        "plan": None,
+    }
+    _, kv_indptr, qo_indptr, flat = spec.generate_attn_arg_prefill(**asked)
+    spec.absent = 1
+    kv_indices, on_device, _, host = spec.generate_attn_arg_prefill(**asked)
+    wrapper = Wrapper(4)
+    plan_on_host(wrapper)
+    wrapper.begin_forward(None, on_device, kv_indices, None, 32, 8, custom_mask=host, non_blocking=True)
+    assert wrapper.given[0].tolist() == qo_indptr.tolist() and wrapper.given[1].tolist() == kv_indptr.tolist()
+    assert wrapper.given[3].tolist() == [1] * 4 and wrapper.given[4:] == (32, 8) and wrapper.mask is None
+    for request, entries in enumerate(flat.split((8 * (lens + 8)).tolist())):
+        start, end = wrapper._mask_indptr_buf[request : request + 2].tolist()
+        packed = np.packbits(entries.numpy(), bitorder="little")
+        assert wrapper._custom_mask_buf[start:end].tolist() == packed.tolist()
+
+
+def test_what_is_no_plan_of_ours_reaches_flashinfer_as_it_is() -> None:
+    wrapper, mask = Wrapper(1), torch.ones(3)
+    plan_on_host(wrapper)
+    wrapper.begin_forward(1, 2, 3, 4, 5, custom_mask=mask, window_left=7)
+    assert wrapper.given == (1, 2, 3, 4, 5) and wrapper.mask is mask and wrapper.how == {"window_left": 7}

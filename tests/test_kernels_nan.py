@@ -38,6 +38,19 @@ def test_a_request_that_rejects_nothing_reads_no_q() -> None:
     assert accepted.lengths.tolist() == [2, 1] and accepted.bonus.tolist() == [4, 5]
 
 
+def test_a_draft_of_nan_is_as_if_it_had_not_been_offered() -> None:
+    """Its first draft is accepted for sure; the second was drawn from NaN, so p after the first says what comes."""
+    p = torch.zeros(3, VOCAB)
+    p[0, 3] = p[1, 4] = p[2, 5] = 1.0
+    q = torch.full((1, 2, VOCAB), 1 / VOCAB)
+    q[0, 1] = torch.nan
+    layout = chain_layout(torch.zeros(1, dtype=torch.int64), torch.tensor([[3, 4]]), [2])
+    for nothing in (torch.nan, torch.inf):
+        probs = torch.tensor([[1 / VOCAB, nothing]])
+        accepted = reject_chain(layout, p, DraftDistribution(q, None), probs, generator())
+        assert accepted.lengths.tolist() == [2] and accepted.bonus.tolist() == [4]
+
+
 @pytest.mark.parametrize("drawn", [False, True])
 def test_a_tree_ends_above_logits_of_nan(drawn: bool) -> None:
     """Of two requests the first one's second level is NaN: it keeps its first, the other its whole tree."""

@@ -46,7 +46,7 @@ def _on_cpu(value: Any) -> Any:
     return value
 
 
-SEES_CUDA = ("dspark_sgl.kernels.tree_draft", "dspark_sgl.kernels.mask", "dspark_sgl.kernels.walk")
+SEES_CUDA = ("dspark_sgl.kernels.tree_draft", "dspark_sgl.kernels.mask", "dspark_sgl.kernels.walk", "dspark_sgl.worker")
 """Modules to whom a tensor is one of a GPU, as far as they ask: they take the branch, or Triton's kernel, of a GPU."""
 
 _IS_CUDA = torch.Tensor.is_cuda.__get__

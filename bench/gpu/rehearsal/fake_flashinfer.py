@@ -7,9 +7,11 @@ windows and soft caps are refused.
 
 from __future__ import annotations
 
+from itertools import accumulate
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,7 +50,8 @@ def _attention(
         values = v[slots].transpose(0, 1).repeat_interleave(group, 0)
         if mask is not None and mask_indptr is not None:
             start = int(mask_indptr[request])
-            seen = mask[start : start + n * m].view(n, m).bool()
+            packed = mask[start : start + (n * m + 7) // 8]
+            seen = (packed[:, None] >> torch.arange(8) & 1).flatten()[: n * m].view(n, m).bool()
         elif causal:
             seen = torch.ones(n, m, dtype=torch.bool).tril(m - n)
         else:
@@ -57,6 +60,11 @@ def _attention(
         scores = scores.masked_fill(~seen, float("-inf")).softmax(-1)
         out[first:last] = (scores @ values.float()).transpose(0, 1).to(out.dtype)
     return out
+
+
+def _packed(entries: Tensor) -> Tensor:
+    """uint8: eight entries a byte, the first in the lowest bit."""
+    return torch.from_numpy(np.packbits(entries.bool().numpy(), bitorder="little"))
 
 
 def _check_plan(planned: Tensor, qo_indptr: Tensor, kv_indptr: Tensor) -> None:
@@ -186,15 +194,15 @@ class BatchPrefillWithPagedKVCacheWrapper(_Paged):
             self._custom_mask_buf = self._mask_indptr_buf = None
         if custom_mask is not None:
             sizes = (qo_indptr[1:] - qo_indptr[:-1]) * (kv_indptr[1:] - kv_indptr[:-1])
-            starts = torch.nn.functional.pad(sizes.cumsum(0), (1, 0)).int()
-            if len(custom_mask) < int(starts[-1]):
-                raise ValueError(f"a mask of {len(custom_mask)} entries where {int(starts[-1])} are read")
+            if len(custom_mask) < int(sizes.sum()):
+                raise ValueError(f"a mask of {len(custom_mask)} entries where {int(sizes.sum())} are read")
+            packed = [_packed(entries) for entries in custom_mask[: int(sizes.sum())].split(sizes.tolist())]
+            starts = torch.tensor([0, *accumulate(map(len, packed))], dtype=torch.int32)
             if self.is_cuda_graph_enabled:
-                # A GPU packs eight entries into a byte; the room is the same or more.
-                self._custom_mask_buf[: int(starts[-1])].copy_(custom_mask[: int(starts[-1])])
+                self._custom_mask_buf[: int(starts[-1])].copy_(torch.cat(packed))
                 self._mask_indptr_buf.copy_(starts)
             else:
-                self._custom_mask_buf, self._mask_indptr_buf = custom_mask.clone(), starts
+                self._custom_mask_buf, self._mask_indptr_buf = torch.cat(packed), starts
         self._plan_host(qo_indptr, kv_indptr)
 
     begin_forward = plan

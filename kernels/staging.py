@@ -1,0 +1,40 @@
+"""Numbers of the host on their way to a device. Nothing here waits: PyTorch's own copy of pageable memory to a GPU is
+followed by a wait for all that the GPU still has to do, so what a round sends goes through pinned memory instead."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def staged(values: Sequence[int] | Tensor, device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
+    """`values`, which the host knows, as a tensor on `device`."""
+    return pinned(torch.as_tensor(values, dtype=dtype), device).to(device, non_blocking=True)
+
+
+def pinned(host: Tensor, device: torch.device) -> Tensor:
+    """The same numbers in memory from which a copy to `device` needs no wait."""
+    return host.pin_memory() if device.type == "cuda" else host
+
+
+class Fetched:
+    """A tensor of a device on its way to the host: asked for at once, waited for when it is read.
+
+    What is asked of the device afterwards is not waited for.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._event = None
+        self._host = tensor
+        if tensor.device.type == "cuda":
+            self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._host.copy_(tensor, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def get(self) -> Tensor:
+        if self._event is not None:
+            self._event.synchronize()
+        return self._host
