@@ -32,10 +32,10 @@ class Sampling:
     def of(cls, info: Any) -> Sampling:
         """From a `SamplingBatchInfo`. SGLang spells temperature 0 as top_k = 1."""
         filters = Filters(
-            temperature=info.temperatures.view(-1).float(),
-            top_k=info.top_ks.view(-1).long(),
-            top_p=info.top_ps.view(-1).float(),
-            min_p=info.min_ps.view(-1).float(),
+            temperature=info.temperatures.view(-1),
+            top_k=info.top_ks.view(-1),
+            top_p=info.top_ps.view(-1),
+            min_p=info.min_ps.view(-1),
             active=info.need_top_p_sampling or info.need_top_k_sampling or info.need_min_p_sampling,
         )
         return cls(filters, filters.top_k <= 1, info.is_all_greedy, info.is_any_greedy)

@@ -19,7 +19,7 @@ HEAD = 1024
 class Filters:
     """Sampling parameters, one entry per row of the logits.
 
-    temperature: float32 `[n]`, > 0; top_k: int64 `[n]`; top_p, min_p: float32 `[n]`
+    temperature: float32 `[n]`, > 0; top_k: int32 or int64 `[n]`; top_p, min_p: float32 `[n]`
     active: False when no row filters anything, which skips the sort
     """
 

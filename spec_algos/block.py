@@ -129,8 +129,8 @@ class BlockDrafter(Drafter):
             graphs = None
         # A recording drafts the whole block; what is deeper than was asked for is not looked at.
         depth = self._block if graphs is not None else min(max(round.depths), self._block)
-        depths = staged(round.depths, hidden.device)
-        inputs = DraftInputs(hidden[:, :depth], round.anchors, depths, round.greedy, round.temperature)
+        depths = None if round.tree is None else staged(round.depths, hidden.device)
+        inputs = DraftInputs(hidden[:, :depth], round.anchors, round.greedy, round.temperature, depths)
         draft = partial(self._draft, round.tree, round.generator)
         if graphs is None:
             return draft(inputs)
@@ -147,6 +147,7 @@ class BlockDrafter(Drafter):
         if tree is None:
             draw = ChainDraw(self._head.vocab, inputs.temperature, inputs.greedy, generator)
             return self._draw(logits, hidden, inputs.anchors, draw)
+        assert inputs.depths is not None
         children = self._children(logits, hidden)
         return grown(children, inputs.anchors, inputs.depths, tree, inputs.temperature, inputs.greedy, generator)
 
@@ -182,8 +183,7 @@ class BlockDrafter(Drafter):
     def _backbone(self, round: Round) -> Tensor:
         """`[bs, drafts, H]`: features of the block, at positions `lens .. lens + rows - 1`, rows that predict only."""
         bs, rows = round.anchors.shape[0], self._shape.rows
-        block = torch.full((bs, rows), self._shape.mask_token, dtype=torch.int64, device=round.anchors.device)
-        block[:, 0] = round.anchors
+        block = torch.nn.functional.pad(round.anchors[:, None], (0, rows - 1), value=self._shape.mask_token)
         positions = round.lens[:, None] + torch.arange(rows, device=round.lens.device)
         ends = round.lens_cpu + rows
         batch = ForwardBatch(

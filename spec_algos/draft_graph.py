@@ -24,15 +24,16 @@ MOST_VALUES = 1 << 27
 class DraftInputs:
     """What drafts are made of, a row per request.
 
-    hidden: `[bs, D, H]`, features of the block; anchors, depths: int64 `[bs]`; greedy: bool `[bs]`
-    temperature: float32 `[bs]`, or None when nothing is drawn at random
+    hidden: `[bs, D, H]`, features of the block; anchors: int64 `[bs]`; greedy: bool `[bs]`
+    temperature: float32 `[bs]`, or None when nothing is drawn at random: then everybody is greedy
+    depths: int64 `[bs]`, how deep trees go; None of chains
     """
 
     hidden: Tensor
     anchors: Tensor
-    depths: Tensor
     greedy: Tensor
     temperature: Tensor | None
+    depths: Tensor | None
 
     def room(self, requests: int) -> DraftInputs:
         """The same for so many requests, in memory of its own: nobody in it drafts yet."""
@@ -40,7 +41,8 @@ class DraftInputs:
         anchors = torch.zeros(requests, dtype=torch.int64, device=hidden.device)
         greedy = torch.ones(requests, dtype=torch.bool, device=hidden.device)
         temperature = None if self.temperature is None else torch.ones(requests, device=hidden.device)
-        return DraftInputs(hidden, anchors, torch.zeros_like(anchors), greedy, temperature)
+        depths = None if self.depths is None else torch.zeros_like(anchors)
+        return DraftInputs(hidden, anchors, greedy, temperature, depths)
 
     def fill(self, other: DraftInputs) -> None:
         """Copy `other`'s requests into the first rows. Those after them keep what they had, which nobody reads."""
@@ -49,8 +51,8 @@ class DraftInputs:
 
     @property
     def _tensors(self) -> list[Tensor]:
-        every = (self.hidden, self.anchors, self.depths, self.greedy, self.temperature)
-        return [tensor for tensor in every if tensor is not None]
+        drawn = () if self.temperature is None else (self.greedy, self.temperature)
+        return [self.hidden, self.anchors, *drawn, *(() if self.depths is None else (self.depths,))]
 
 
 def _rung(requests: int) -> int:

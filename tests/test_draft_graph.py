@@ -35,7 +35,7 @@ class Model:
         every = torch.arange(requests, device=self._device)
         temperature = 0.5 + 0.1 * every if drawn else None
         greedy = every % 3 == 0 if drawn else every >= 0
-        return DraftInputs(self._random(requests, DEPTH, HIDDEN), 7 + every, 1 + every % DEPTH, greedy, temperature)
+        return DraftInputs(self._random(requests, DEPTH, HIDDEN), 7 + every, greedy, temperature, 1 + every % DEPTH)
 
     def draft(self, tree: TreeShape | None, inputs: DraftInputs) -> Proposal:
         logits = inputs.hidden @ self.lm_head.T
@@ -46,6 +46,7 @@ class Model:
         at_random = None
         if inputs.temperature is not None:
             at_random = TreeDraw(inputs.temperature, inputs.greedy, self.generator)
+        assert inputs.depths is not None
         children = MarkovChildren(self.head, logits, inputs.hidden, None)
         grown = grow_tree(children, inputs.anchors, inputs.depths, tree, at_random)
         return Proposal(grown.tokens, grown.parents, confidence=grown.chance, drawn=grown.drawn)
@@ -54,7 +55,7 @@ class Model:
 def test_room_holds_more_requests_and_keeps_what_it_is_filled_with() -> None:
     inputs = Model("cpu").inputs(3, drawn=True)
     room = inputs.room(4)
-    assert room.hidden.shape == (4, DEPTH, HIDDEN) and room.temperature is not None
+    assert room.hidden.shape == (4, DEPTH, HIDDEN) and room.temperature is not None and room.depths is not None
     assert room.depths.tolist() == [0] * 4 and room.greedy.all()
     room.fill(inputs)
     assert room.depths.tolist() == [1, 2, 3, 0] and torch.equal(room.hidden[:3], inputs.hidden)

@@ -27,6 +27,7 @@ def main() -> int:
     parser.add_argument("--logs", type=Path, default=Path("/tmp"))
     parser.add_argument("--users", type=int, nargs="*", default=[1, 64])
     parser.add_argument("--arms", nargs="*", default=["SGLang's DSPARK", "ours, fixed-7"])
+    parser.add_argument("--patience", type=float, default=200, help="seconds for servers to start (default: 200)")
     parser.add_argument("--seconds", type=float, default=30, help="speeds are measured too, so long (default: 30)")
     options = parser.parse_args()
     bundle = Bundle.unpacked(options.bundle)
@@ -34,7 +35,7 @@ def main() -> int:
     target = replace(target, arms={arm: target.arms[arm] for arm in options.arms})
     fleet = Fleet(target, bundle.environment, options.logs, 32000)
     try:
-        fleet.wait(120)
+        fleet.wait(options.patience)
         points = measure_serving(fleet, options.seconds)
         print(
             "\n".join([*serving_table(target.title, points), "", *phase_table(points), *fleet.failures()]), flush=True
