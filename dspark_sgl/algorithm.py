@@ -42,7 +42,9 @@ def register(drafter: type[Drafter]) -> None:
 
         return type(f"{drafter.__name__}Worker", (SpecWorker,), {"drafter_class": drafter})
 
-    SpeculativeAlgorithm.register(drafter.algorithm, supports_overlap=False, spec_class=Algorithm)(worker_class)
+    SpeculativeAlgorithm.register(drafter.algorithm, supports_overlap=drafter.on_device, spec_class=Algorithm)(
+        worker_class
+    )
 
 
 class DrafterAlgorithm(CustomSpecAlgo):
@@ -81,7 +83,8 @@ class DrafterAlgorithm(CustomSpecAlgo):
     def create_future_map(
         self, device: Any, req_to_token_pool: Any, needs_cpu_seq_lens: bool = True, needs_confidence_relay: bool = False
     ) -> FutureMap:
-        return FutureMap(device, self, req_to_token_pool, needs_cpu_seq_lens, needs_confidence_relay)
+        # The policy and the plans of attention read lengths on the host, whatever the backend.
+        return FutureMap(device, self, req_to_token_pool, True, needs_confidence_relay)
 
     def handle_server_args(self, server_args: Any) -> None:
         """Fill in what speculation needs, and end the launch with one line where it cannot work."""
@@ -98,7 +101,8 @@ class DrafterAlgorithm(CustomSpecAlgo):
         if not isinstance(current_platform, CpuPlatform):
             _use_flashinfer(args, self.name)
         policy = find_policy(policy_name())
-        args.disable_overlap_schedule = True
+        if isinstance(current_platform, CpuPlatform) or not self.supports_overlap:
+            args.disable_overlap_schedule = True
         # The graphs of a round are ours (graphs.py), and so this says only whether the user wants any.
         args.disable_decode_cuda_graph = args.cuda_graph_config.decode.backend == Backend.DISABLED
         args.cuda_graph_config = with_phase(args.cuda_graph_config, Phase.DECODE, backend=Backend.DISABLED)

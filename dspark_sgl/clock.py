@@ -1,4 +1,7 @@
-"""Where a step's time goes: seconds per phase and counts since the server started. Never waits for a device."""
+"""Where a step's time goes: seconds per phase and counts since the server started. Never waits for a device.
+
+Where SGLang schedules a step while the one before is still running, the wait for that one is the engine's.
+"""
 
 from __future__ import annotations
 
@@ -30,21 +33,19 @@ class RoundClock:
         finally:
             self._seconds[name] += time.perf_counter() - start
 
-    def enter(self) -> float | None:
-        """The scheduler calls. Seconds that the decode step before took; None when it was a prefill.
-
-        The engine's share is part of them. A long pause is idleness, for which its usual share stands in.
-        """
+    def enter(self, idle: bool) -> float | None:
+        """The scheduler calls; idle: it had nothing to do meanwhile. Seconds that the decode step before took, the
+        engine's share included, for which after idleness its usual share stands in; None when it was a prefill."""
         now = time.perf_counter()
         inside, gap = self._left_at - self._entered_at, now - self._left_at
         self._entered_at = now
         if self._kind == PREFILL:
             return None
-        if gap < 0.5 * inside:
+        if idle:
+            gap = self._gap
+        else:
             self._gap += 0.1 * (gap - self._gap)
             self._seconds["engine"] += gap
-        else:
-            gap = self._gap
         return inside + gap
 
     def leave(self, kind: str, requests: int) -> None:

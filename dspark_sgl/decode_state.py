@@ -11,13 +11,19 @@ from torch import Tensor
 class DecodeState(SpecInput):
     """SGLang's `batch.spec_info` between rounds.
 
-    anchors: int64 `[bs]`, the last token of each request; lens: int64 `[bs]`, tokens in its KV
+    bonus_tokens: int64 `[bs]`, the last token of each request, the anchor of its next round
+    future_indices: int64 `[bs]`, where SGLang keeps those meanwhile if it schedules a round before the last one has
+        ended: it reads them into `bonus_tokens` again when the round begins. None where it does not
     """
 
-    def __init__(self, anchors: Tensor, lens: Tensor) -> None:
+    # What SGLang also carries for drafters of its own.
+    topk_p = topk_index = hidden_states = dsa_topk_indices = None
+    future_dsa_topk_indices_available = False
+
+    def __init__(self, anchors: Tensor) -> None:
         super().__init__(SpecInputType.DFLASH_DRAFT)
-        self.anchors = anchors.to(torch.int64)
-        self.lens = lens
+        self.bonus_tokens = anchors.to(torch.int64)
+        self.future_indices: Tensor | None = None
         # A waiting request counts as one token wherever SGLang multiplies requests by tokens.
         self.num_tokens_per_req = 1
         self.num_tokens_for_logprob_per_req = 1
@@ -28,10 +34,14 @@ class DecodeState(SpecInput):
 
     def filter_batch(self, new_indices: Tensor, new_indices_cpu: list[int] | None = None) -> None:
         """Keep the requests at `new_indices`."""
-        self.anchors = self.anchors[new_indices]
-        self.lens = self.lens[new_indices]
+        if self.future_indices is not None:
+            self.future_indices = self.future_indices[new_indices]
+        else:
+            self.bonus_tokens = self.bonus_tokens[new_indices]
 
     def merge_batch(self, spec_info: DecodeState) -> None:
         """Append another batch's requests."""
-        self.anchors = torch.cat([self.anchors, spec_info.anchors])
-        self.lens = torch.cat([self.lens, spec_info.lens])
+        if self.future_indices is not None:
+            self.future_indices = torch.cat([self.future_indices, spec_info.future_indices])
+        else:
+            self.bonus_tokens = torch.cat([self.bonus_tokens, spec_info.bonus_tokens])

@@ -74,18 +74,14 @@ class Governor:
         self._recorder = recorder
         self._unknown_tiers: set[str] = set()
         self._unsound = self._bad_drafts_named = 0
-        self._ride: Ride | None = None
-        self._decision: dict[str, Any] = {}
+        self._latest: Ride | None = None
         self._adopt(watch.first)
         watch.start()
 
-    # -- A step, in order: timed (the one before), plan, select, learn -----------------------------------------------
+    # -- A step, in order: plan, select, learn, timed. The next may be planned before this one has been learned from --
 
-    def timed(self, seconds: float) -> None:
-        """The step before this one, which was planned here, took so long, the engine's share included."""
-        ride, self._ride = self._ride, None
-        if ride is None:
-            return
+    def timed(self, ride: Ride, seconds: float) -> None:
+        """This step took so long, the engine's share included."""
         step = ride.step
         self.load.record(step, seconds)
         expected = self._expected_seconds(step) if self._cost.ready else None
@@ -101,7 +97,7 @@ class Governor:
         if self._policy.cost.refine == "online":
             self._cost.observe(step.kind, step.requests, step.rows, step.context, seconds, step.depth)
 
-    def plan(self, requests: Sequence[RequestLoad]) -> Plan:
+    def plan(self, requests: Sequence[RequestLoad]) -> Ride:
         """How deep to draft each request, before anything is drafted; all 0 is a plain step."""
         self._refresh()
         self._name_unknown_tiers(requests)
@@ -125,25 +121,23 @@ class Governor:
         depths = scheduler.draft_depths(batch, *past.expected(len(lens), grown))
         drafted, batch = depths.tolist(), batch.within(depths)
         settled = grown is None and self._whole and scheduler.takes_all(batch)
-        self._ride = Ride(requests, batch, scheduler, active, drafted, past, settled)
-        self._decision = {"rule": active.rule, "requests": len(lens), "drafted": sum(drafted), "verified": 0}
-        return Plan(drafted, method, grown, settled)
+        ride = Ride(requests, batch, scheduler, active, Plan(drafted, method, grown, settled), past)
+        self._latest = ride
+        return ride
 
-    def select(self, forest: Forest, confidence: Floats | None, unsound: Bools | None = None) -> Bools:
+    def select(self, ride: Ride, forest: Forest, confidence: Floats | None, unsound: Bools | None = None) -> Bools:
         """bool `[n, N]`: which drafts to verify; of a settled plan, which of those that are may count.
 
         confidence: `[n, N]`, or None from a drafter without; unsound: bool `[n, N]`, drafts that must not
         """
-        ride = self._ride
-        assert ride is not None
         ride.forest, ride.confidence = forest, confidence
         if confidence is None:
-            known = ride.past.calibration.expected(len(ride.drafted), max(1, int(forest.depth.max())))
+            known = ride.past.calibration.expected(len(ride.plan.depths), max(1, int(forest.depth.max())))
             survival = np.where(forest.depth > 0, np.take_along_axis(known, (forest.depth - 1).clip(0), 1), 0.0)
         else:
             said = ride.past.calibration if self._policy.calibration.method == "sts" else self._as_it_comes
             survival = said.apply(confidence, forest)
-        if ride.settled:
+        if ride.plan.settled:
             kept = forest.depth <= ride.batch.max_depth[:, None]
         else:
             kept = ride.scheduler.select(ride.batch, survival, None if forest.is_chain else forest.depth)
@@ -152,16 +146,14 @@ class Governor:
         if unsound is not None and unsound.any():
             kept &= forest.closed(~unsound)
             self._unsound += int(unsound.sum())
-        ride.past.observe(forest, survival, np.array(ride.drafted))
+        ride.past.observe(forest, survival, np.array(ride.plan.depths))
         ride.verified, ride.offered = kept, kept.sum(1).tolist()
         ride.predicted = survival[kept]
-        self._decision["verified"] = sum(ride.offered)
         return kept
 
-    def learn(self, path: Ints) -> None:
-        """What the planned round accepted. path: int64 `[n, P]`, rows as in `Forest.on_path`"""
-        ride = self._ride
-        assert ride is not None and ride.forest is not None and ride.verified is not None
+    def learn(self, ride: Ride, path: Ints) -> None:
+        """What a round accepted. path: int64 `[n, P]`, rows as in `Forest.on_path`"""
+        assert ride.forest is not None and ride.verified is not None
         ride.lengths = (path >= 0).sum(1).tolist()
         survived = ride.forest.on_path(ride.verified, path)
         self._survival.add(ride.predicted, survived[ride.verified])
@@ -175,10 +167,10 @@ class Governor:
         if self._recorder is not None:
             self._recorder.write(ride.requests, ride.forest, ride.verified, survived, ride.confidence)
 
-    def publish(self, phases: Mapping[str, float]) -> None:
-        """Put the step just planned and learned from on `/metrics`. phases: host seconds since the server started"""
-        metrics, ride = self._metrics, self._ride
-        if metrics is None or ride is None:
+    def publish(self, ride: Ride, phases: Mapping[str, float]) -> None:
+        """Put a step that has been learned from on `/metrics`. phases: host seconds since the server started"""
+        metrics = self._metrics
+        if metrics is None:
             return
         step = ride.step
         metrics.phases(phases)
@@ -277,6 +269,6 @@ class Governor:
             "reloads": {"accepted": reloads.accepted, "refused": reloads.refused},
             "tiers": list(self._policy.tiers),
             "cost": self._cost.source,
-            "decision": self._decision,
+            "decision": {} if self._latest is None else self._latest.decision,
             "reliability": self._survival.report,
         }

@@ -16,21 +16,28 @@ from .decode_state import DecodeState
 
 
 def step_result(
-    output: Any, tokens: Tensor, lengths: Tensor, state: DecodeState, *, stride: int, can_run_cuda_graph: bool = False
+    output: Any,
+    tokens: Tensor,
+    lengths: Tensor,
+    anchors: Tensor,
+    lens: Tensor,
+    *,
+    stride: int,
+    can_run_cuda_graph: bool = False,
 ) -> GenerationBatchResult:
     """A decode step's, of `bs` requests.
 
     output: the target's logits output; tokens: int64 `[bs * stride]`, of which the first `lengths[i]` of each stride
-    count; lengths: int64 `[bs]`; state: what the next step starts from
+    count; lengths, anchors, lens: int64 `[bs]`, the latter two where the next step starts: behind how many tokens of KV
     """
     return GenerationBatchResult(
         logits_output=output,
         next_token_ids=tokens,
         accept_lens=lengths.to(torch.int32),
         can_run_cuda_graph=can_run_cuda_graph,
-        next_draft_input=state,
+        next_draft_input=DecodeState(anchors),
         speculative_num_draft_tokens=stride,
-        new_seq_lens=state.lens,
+        new_seq_lens=lens,
     )
 
 

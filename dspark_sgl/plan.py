@@ -87,9 +87,8 @@ class Ride:
     batch: Batch
     scheduler: Scheduler
     active: Active
-    drafted: list[int]
+    plan: Plan
     past: Past
-    settled: bool
     forest: Forest | None = None
     confidence: Floats | None = None
     verified: Bools | None = None
@@ -99,8 +98,14 @@ class Ride:
     lengths: list[int] = field(default_factory=list)
 
     @property
+    def decision(self) -> dict[str, int | None]:
+        """For people: the rule, requests, drafts that were asked for, and how many of those were verified."""
+        drafted, verified = sum(self.plan.depths), sum(self.offered)
+        return {"rule": self.active.rule, "requests": len(self.requests), "drafted": drafted, "verified": verified}
+
+    @property
     def step(self) -> Step:
-        n = len(self.drafted)
+        n = len(self.plan.depths)
         spoke = [length for length, offered in zip(self.lengths, self.offered, strict=True) if offered]
         return Step(
             kind=ROUND if self.offered else PLAIN,
@@ -111,5 +116,5 @@ class Ride:
             speculating=len(spoke),
             emitted=sum(self.lengths) if self.offered else n,
             gained=sum(spoke),
-            depth=max(self.drafted),
+            depth=max(self.plan.depths),
         )

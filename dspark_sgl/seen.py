@@ -19,7 +19,7 @@ class Seen:
     """A `Proposal`, as policies take it."""
 
     def __init__(self, proposal: Proposal) -> None:
-        self._shape = proposal.tokens.shape
+        self.shape = proposal.tokens.shape
         self._parents = _fetched(proposal.parents)
         self._confidence = _fetched(proposal.confidence)
         self._unsound = _fetched(proposal.unsound)
@@ -29,19 +29,16 @@ class Seen:
         """int64 `[bs, N]`, or None of chains."""
         return None if self._parents is None else self._parents.get()
 
-    @cached_property
-    def forest(self) -> Forest:
-        return Forest.chains(*self._shape) if self.parents is None else Forest.trees(self.parents.numpy())
+    @property
+    def drafts(self) -> tuple[Forest, Floats | None, Bools | None]:
+        """What `Governor.select` chooses among: the drafts, float64 `[bs, N]` their confidence, and bool `[bs, N]`
+        which of them are unsound."""
+        confidence = None if self._confidence is None else self._confidence.get().double().numpy()
+        return self._forest, confidence, None if self._unsound is None else self._unsound.get().numpy()
 
-    @cached_property
-    def confidence(self) -> Floats | None:
-        """float64 `[bs, N]`."""
-        return None if self._confidence is None else self._confidence.get().double().numpy()
-
-    @cached_property
-    def unsound(self) -> Bools | None:
-        """bool `[bs, N]`."""
-        return None if self._unsound is None else self._unsound.get().numpy()
+    @property
+    def _forest(self) -> Forest:
+        return Forest.chains(*self.shape) if self.parents is None else Forest.trees(self.parents.numpy())
 
 
 def _fetched(tensor: Tensor | None) -> Fetched | None:

@@ -4,19 +4,23 @@
 
 SGLang's scheduler calls `forward_batch_generation` for every batch: a prefill chunk, or a decode round. A round in
 which nobody speculates is a plain decode step of SGLang itself. The worker never knows which drafter it drives and
-never looks into a policy: a governor on rank 0 answers `plan` and `select`, and is told what became of it.
+never looks into a policy: `steps.py` answers `plan` and `select`, and is told what became of it.
+
+On a GPU the host only asks, and the GPU has the next thing to do before it is done with the last. As soon as lengths
+can be asked for they are published, and SGLang's scheduler goes on: it reads what this round brought while the next
+one runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from sglang.srt.managers.scheduler import GenerationBatchResult
 from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardMode
-from sglang.srt.runtime_context import get_spec
+from sglang.srt.runtime_context import get_schedule, get_spec
 from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 from torch import Tensor
 
@@ -26,21 +30,21 @@ from dspark_sgl.kernels.walk import Acceptance, path_lengths
 from dspark_sgl.spec_algos.protocol import Drafter, DrafterContext, Proposal, Round
 
 from .assembly import build_governor
-from .clock import PLAIN, PREFILL, ROUND, RoundClock
+from .clock import PLAIN, PREFILL, ROUND
 from .commits import early_commit, prefill_commit, step_commit, verify_commit
 from .constraints import GrammarRows, constrain
 from .decode_state import DecodeState
-from .governor import Governor
 from .graphs import VerifyGraphs, capture_graphs, live_rows
 from .outcome import attach_logprobs, step_result
 from .plan import Plan
 from .ranks import agree
-from .request_view import RequestBook, RequestHistory
+from .request_view import RequestHistory
 from .sampling import Sampling, accept
 from .seen import Seen
+from .steps import Steps
 from .verify_input import VerifyInput
 
-Publish = Callable[[Tensor], None] | None
+Publish = Callable[[Tensor], None]
 
 
 class SpecWorker(BaseSpecWorker):
@@ -64,11 +68,9 @@ class SpecWorker(BaseSpecWorker):
                 f"{self._width - 1}; start it with --speculative-num-draft-tokens {self._drafter.max_nodes + 1}"
             )
         self._generator = torch.Generator(device=self.device).manual_seed(int(target_worker.random_seed))
-        self._requests = RequestBook()
-        self._governor: Governor | None = None
         self._graphs: VerifyGraphs | None = None
         self._capture = CaptureHiddenMode.FULL if self._drafter.uses_target_hidden else CaptureHiddenMode.NULL
-        self.clock = RoundClock()
+        self._steps = Steps(ahead=not get_schedule().disable_overlap_schedule)
 
     # -- What SGLang asks of any speculative worker ------------------------------------------------------------------
 
@@ -91,7 +93,7 @@ class SpecWorker(BaseSpecWorker):
         if self.draft_worker is not None:
             self.draft_worker.init_cuda_graphs(capture_decode_cuda_graph=False)
         self._graphs = capture_graphs(self._target, self._drafter, self._capture, self._block, self._width)
-        self._governor = build_governor(
+        self._steps.governor = build_governor(
             self._target, self._drafter, self._capture, self._block, self._width, self._graphs
         )
 
@@ -111,78 +113,72 @@ class SpecWorker(BaseSpecWorker):
 
     def watch(self, scheduler: Any) -> None:
         """SGLang's scheduler, whose queue and KV pool are signals."""
-        if self._governor is not None:
-            self._governor.load.watch(scheduler)
+        if self._steps.governor is not None:
+            self._steps.governor.load.watch(scheduler)
 
     def report(self) -> dict[str, object]:
         """What `/server_info` shows of us."""
-        return {**(self._governor.report() if self._governor else {}), **self.clock.report()}
+        governor = self._steps.governor
+        return {**(governor.report() if governor else {}), **self._steps.clock.report()}
 
     def forward_batch_generation(
-        self, batch: Any, on_publish: Publish = None, grammar_barrier: Any = None, *, pp_proxy_tensors: Any = None
+        self,
+        batch: Any,
+        on_publish: Publish | None = None,
+        grammar_barrier: Any = None,
+        *,
+        pp_proxy_tensors: Any = None,
     ) -> GenerationBatchResult:
-        """Run one batch of SGLang's scheduler and return what it commits."""
+        """Run one batch of SGLang's scheduler and return what it commits.
+
+        on_publish: to be handed the new lengths, int64 `[bs]`, as early as they can be asked of the device
+        """
+        publish = on_publish or _nobody
         if batch.forward_mode.is_idle():
-            result = self._idle()
+            return self._idle(publish)
+        self._steps.begin(batch)
+        if batch.forward_mode.is_extend() or batch.is_extend_in_batch:
+            result, kind = self._prefill(batch, publish), PREFILL
         else:
-            self._learn_time(self.clock.enter())
-            if batch.forward_mode.is_extend() or batch.is_extend_in_batch:
-                result, kind = self._prefill(batch), PREFILL
-            else:
-                result, kind = self._round(batch)
-            self.clock.leave(kind, len(batch.reqs))
-            if self._governor is not None and kind != PREFILL:
-                self._governor.publish(self.clock.seconds)
-        if on_publish is not None:
-            on_publish(result.new_seq_lens)
+            result, kind = self._round(batch, publish)
+        self._steps.end(kind, len(batch.reqs))
         return result
 
     # -- One batch ---------------------------------------------------------------------------------------------------
 
-    def _idle(self) -> GenerationBatchResult:
+    def _idle(self, publish: Publish) -> GenerationBatchResult:
         nothing = torch.empty(0, dtype=torch.int64, device=self.device)
-        return step_result(None, nothing, nothing, DecodeState(nothing, nothing), stride=1)
+        publish(nothing)
+        return step_result(None, nothing, nothing, nothing, nothing, stride=1)
 
-    def _prefill(self, batch: Any) -> GenerationBatchResult:
+    def _prefill(self, batch: Any, publish: Publish) -> GenerationBatchResult:
         """A prefill chunk: the target's own step, then the drafter learns the tokens."""
         lens = batch.seq_lens
+        publish(lens)
         result = self._target_worker.forward_batch_generation(batch, capture_hidden_mode=self._capture)
         output, anchors = result.logits_output, agree(result.next_token_ids.to(torch.int64))
         kept = output.hidden_states_token_indices
         self._drafter.observe(prefill_commit(batch, anchors, self._take_hidden(output), kept))
         result.new_seq_lens = lens
-        result.next_draft_input = DecodeState(anchors, lens)
+        result.next_draft_input = DecodeState(anchors)
         return result
 
-    def _round(self, batch: Any) -> tuple[GenerationBatchResult, str]:
-        with self.clock.phase("plan"):
-            plan = self._plan(batch)
+    def _round(self, batch: Any, publish: Publish) -> tuple[GenerationBatchResult, str]:
+        with self._steps.clock.phase("plan"):
+            plan = self._steps.plan(batch)
         if max(plan.depths) == 0:
-            return self._plain_step(batch, batch.spec_info), PLAIN
-        return self._speculate(batch, batch.spec_info, plan), ROUND
+            return self._plain_step(batch, publish), PLAIN
+        return self._speculate(batch, plan, publish), ROUND
 
-    def _learn_time(self, seconds: float | None) -> None:
-        if seconds is not None and self._governor is not None:
-            self._governor.timed(seconds)
-
-    def _plan(self, batch: Any) -> Plan:
-        """How deep each request is drafted, and how drafts are accepted."""
-        info, n = batch.sampling_info, len(batch.reqs)
-        plan = Plan.plain(n)
-        if self._governor is not None:
-            # A processor sees one row per request, and a seed promises the tokens of plain decoding.
-            plain = info.has_custom_logit_processor or info.sampling_seed is not None
-            lens = batch.seq_lens_cpu.tolist()
-            plan = self._governor.plan([self._requests.load(*r, plain) for r in zip(batch.reqs, lens, strict=True)])
-        return Plan.from_wire(agree(torch.tensor(plan.wire)).tolist())
-
-    def _plain_step(self, batch: Any, state: DecodeState) -> GenerationBatchResult:
+    def _plain_step(self, batch: Any, publish: Publish) -> GenerationBatchResult:
         """Nobody speculates: SGLang's own decode step, sampler included; the drafter's context is kept in step."""
-        slots, starts = self._slots(batch, state.lens, 1).squeeze(1), batch.seq_lens_cpu.tolist()
+        slots, starts = self._slots(batch, 1).squeeze(1), batch.seq_lens_cpu.tolist()
+        lens = batch.seq_lens + 1
+        publish(lens)
         batch.forward_mode = ForwardMode.DECODE
-        batch.input_ids = state.anchors
+        batch.input_ids = batch.spec_info.bonus_tokens
         batch.out_cache_loc = slots
-        batch.seq_lens = state.lens + 1
+        batch.seq_lens = lens
         batch.seq_lens_cpu = batch.seq_lens_cpu + 1
         batch.seq_lens_sum = int(batch.seq_lens_cpu.sum())
         batch.spec_info = None
@@ -196,57 +192,61 @@ class SpecWorker(BaseSpecWorker):
             output,
             anchors,
             torch.ones_like(anchors),
-            DecodeState(anchors, state.lens + 1),
+            anchors,
+            lens,
             stride=1,
             can_run_cuda_graph=result.can_run_cuda_graph,
         )
 
-    def _speculate(self, batch: Any, state: DecodeState, plan: Plan) -> GenerationBatchResult:
-        """Draft, verify, accept, commit. On a GPU the host asks for all of it ahead, and waits twice: for what was
-        drafted, where the policy wants to see that first, and for how much was accepted."""
-        clock, sampling = self.clock, Sampling.of(batch.sampling_info)
-        slots = self._slots(batch, state.lens, self._width)
+    def _speculate(self, batch: Any, plan: Plan, publish: Publish) -> GenerationBatchResult:
+        """Draft, verify, accept, commit."""
+        clock, sampling = self._steps.clock, Sampling.of(batch.sampling_info)
+        lens, anchors = batch.seq_lens, batch.spec_info.bonus_tokens
+        slots = self._slots(batch, self._width)
         with clock.phase("draft"):
-            proposal = self._propose(batch, state, plan, sampling, slots)
+            proposal = self._propose(batch, plan, sampling, slots)
             seen = Seen(proposal)
         with clock.phase("select"):
             if plan.settled:
-                layout = chain_layout(state.anchors, proposal.tokens, plan.depths)
+                layout = chain_layout(anchors, proposal.tokens, plan.depths)
             else:
-                layout = self._select(state.anchors, proposal, seen)
+                layout = self._select(anchors, proposal, seen)
         with clock.phase("verify"):
-            output = self._verify(batch, state, layout, slots)
+            output = self._verify(batch, layout, slots)
         with clock.phase("accept"):
             constrain(output.next_token_logits, layout, batch.sampling_info, GrammarRows.build(layout, batch))
             accepted = _agreed(
                 accept(layout, output.next_token_logits, proposal, sampling, plan.method, self._generator)
             )
+            new_lens = lens + accepted.lengths
+            publish(new_lens)
             emitted, path = accepted.emitted(layout), Fetched(accepted.path)
+            self._steps.asked(layout, seen, path)
         with clock.phase("commit"):
             if batch.return_logprob:
                 attach_logprobs(batch, output, layout, accepted, emitted)
-            self._commit(batch, state, output, layout, accepted, emitted, path, slots)
-        self._learn(batch.reqs, layout, plan, seen, path.get())
+            self._commit(batch, lens, output, layout, accepted.path, emitted, path, slots)
         return step_result(
             output,
             emitted.flatten(),
             accepted.lengths,
-            DecodeState(accepted.bonus, state.lens + accepted.lengths),
+            accepted.bonus,
+            new_lens,
             stride=emitted.shape[1],
         )
 
     # -- The steps of a round ----------------------------------------------------------------------------------------
 
-    def _slots(self, batch: Any, lens: Tensor, width: int) -> Tensor:
-        """int64 `[bs, width]`: the KV slots of positions `lens ..`, which the scheduler has reserved."""
-        columns = lens[:, None] + torch.arange(width, device=lens.device)
+    def _slots(self, batch: Any, width: int) -> Tensor:
+        """int64 `[bs, width]`: the KV slots of the positions from each anchor on, which the scheduler has reserved."""
+        columns = batch.seq_lens[:, None] + torch.arange(width, device=batch.seq_lens.device)
         return self._req_to_token[batch.req_pool_indices[:, None], columns].to(torch.int64)
 
-    def _propose(self, batch: Any, state: DecodeState, plan: Plan, sampling: Sampling, slots: Tensor) -> Proposal:
+    def _propose(self, batch: Any, plan: Plan, sampling: Sampling, slots: Tensor) -> Proposal:
         proposal = self._drafter.propose(
             Round(
-                anchors=state.anchors,
-                lens=state.lens,
+                anchors=batch.spec_info.bonus_tokens,
+                lens=batch.seq_lens,
                 lens_cpu=batch.seq_lens_cpu,
                 req_slots=batch.req_pool_indices,
                 cache_locs=slots,
@@ -266,22 +266,19 @@ class SpecWorker(BaseSpecWorker):
 
     def _select(self, anchors: Tensor, proposal: Proposal, seen: Seen) -> TreeLayout:
         """The part of the proposal that is worth the target's time. Its shape is settled on the host."""
-        kept = torch.zeros(proposal.tokens.shape, dtype=torch.bool)
-        if self._governor is not None:
-            kept = torch.from_numpy(self._governor.select(seen.forest, seen.confidence, seen.unsound))
-        kept = agree(kept)
-        if proposal.parents is None:
+        kept = self._steps.select(seen)
+        if seen.parents is None:
             return chain_layout(anchors, proposal.tokens, kept.sum(1).tolist())
         return tree_layout(anchors, proposal.tokens, seen.parents, kept)
 
-    def _verify(self, batch: Any, state: DecodeState, layout: TreeLayout, slots: Tensor) -> Any:
+    def _verify(self, batch: Any, layout: TreeLayout, slots: Tensor) -> Any:
         """One target forward over every row of every tree; logits `[rows, V]` and hidden states `[rows, K H]`."""
         wide = layout if self._graphs is None else self._graphs.fit(layout)
         batch.forward_mode = ForwardMode.TARGET_VERIFY
         batch.input_ids = wide.pack(wide.tokens)
         batch.out_cache_loc = wide.pack(slots[:, : wide.max_width])
         batch.seq_lens_sum = int(batch.seq_lens_cpu.sum())
-        batch.spec_info = VerifyInput(wide, state.lens, batch.seq_lens_cpu, self._capture)
+        batch.spec_info = VerifyInput(wide, batch.seq_lens, batch.seq_lens_cpu, self._capture)
         result = self._target_worker.forward_batch_generation(batch, is_verify=True, capture_hidden_mode=self._capture)
         live_rows(layout, wide, result.logits_output)
         return result.logits_output
@@ -289,36 +286,27 @@ class SpecWorker(BaseSpecWorker):
     def _commit(
         self,
         batch: Any,
-        state: DecodeState,
+        lens: Tensor,
         output: Any,
         layout: TreeLayout,
-        accepted: Acceptance,
+        path: Tensor,
         emitted: Tensor,
-        path: Fetched,
+        known: Fetched,
         slots: Tensor,
     ) -> None:
-        """Keep the accepted path: its KV moves to the front, and the drafter learns its hidden states."""
+        """Keep the accepted path: its KV moves to the front, and the drafter learns its hidden states.
+
+        known: the path as the host will have it, for a drafter that has to know how long it is
+        """
         hidden = self._take_hidden(output)
-        if self._drafter.dead_rows and emitted.is_cuda:
-            commit, kept = early_commit(batch, layout, accepted.path, emitted, state.lens, slots, hidden)
+        if self._drafter.on_device and path.is_cuda:
+            commit, kept = early_commit(batch, layout, path, emitted, lens, slots, hidden)
         else:
-            lengths = path_lengths(path.get())
-            commit, kept = verify_commit(batch, layout, accepted.path, emitted, lengths, slots, hidden)
+            commit, kept = verify_commit(batch, layout, path, emitted, path_lengths(known.get()), slots, hidden)
         if not layout.is_chain:
             rows = layout.pack(slots[:, : layout.max_width])
             self._target.token_to_kv_pool.move_kv_cache(commit.cache_locs, rows[kept])
         self._drafter.observe(commit)
-
-    def _learn(self, requests: Sequence[Any], layout: TreeLayout, plan: Plan, seen: Seen, path: Tensor) -> None:
-        """What the round brought, for clock, requests and policy. path: as in `Acceptance`, on the host"""
-        spoke, lengths = [i for i, width in enumerate(layout.widths) if width > 1], path_lengths(path)
-        self.clock.count(sum(layout.widths) - layout.batch_size, [lengths[i] for i in spoke])
-        for i in spoke:
-            self._requests.count(requests[i], lengths[i])
-        if self._governor is not None:
-            if plan.settled:
-                self._governor.select(seen.forest, seen.confidence, seen.unsound)
-            self._governor.learn(path.numpy())
 
     def _take_hidden(self, output: Any) -> Tensor | None:
         """The hidden states a forward captured for the drafter; nobody else is handed them."""
@@ -329,3 +317,7 @@ class SpecWorker(BaseSpecWorker):
 
 def _agreed(accepted: Acceptance) -> Acceptance:
     return Acceptance(agree(accepted.path), agree(accepted.lengths), agree(accepted.bonus))
+
+
+def _nobody(_lens: Tensor) -> None:
+    """Where SGLang's scheduler waits for a step's end, it has no use for lengths before."""

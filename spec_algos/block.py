@@ -56,7 +56,7 @@ class BlockDrafter(Drafter):
 
     trees: ClassVar[bool] = True
     uses_target_hidden: ClassVar[bool] = True
-    dead_rows: ClassVar[bool] = True
+    on_device: ClassVar[bool] = True
     whole_chains: ClassVar[bool] = True
 
     def __init__(self, context: DrafterContext) -> None:

@@ -115,7 +115,7 @@ class Commit:
     hidden: `[n, K * H]`, what the drafter asked for of the target's hidden states, or None
     req_slots: int64 `[bs]`, rows of SGLang's request-to-token table
     starts: the first position of each request here; counts: its rows, at least 1 (both on the host)
-    A drafter that says `dead_rows` is also handed rows that were not accepted, last in their request and with
+    A drafter that says `on_device` is also handed rows that were not accepted, last in their request and with
     `DEAD_SLOT` for a slot: so it need not wait for a GPU to tell the host which were.
     """
 
@@ -138,8 +138,9 @@ class Drafter(ABC):
     """It drafts trees where `Round.tree` asks for them. One that drafts nothing else says `max_nodes` instead."""
     uses_target_hidden: ClassVar[bool] = False
     """`Commit.hidden` carries hidden states of the target: of the layers that the draft checkpoint names."""
-    dead_rows: ClassVar[bool] = False
-    """`observe` does to each row what it says, whatever the others are: see `Commit`."""
+    on_device: ClassVar[bool] = False
+    """It drafts and observes by tensors alone: it reads no history, and `observe` does to each row what that row says,
+    whatever the others are. On a GPU rounds then follow one another while the host still reads what they brought."""
     whole_chains: ClassVar[bool] = False
     """Its chains are always as deep as was asked for. What a policy then verifies all of needs no second look."""
     final_hidden: ClassVar[bool] = False

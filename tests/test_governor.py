@@ -36,14 +36,15 @@ def test_a_confidence_of_zero_is_the_end_of_a_chain(tmp_path: Path, schedule: st
     watch, cost = PolicyWatch(str(policy)), CostModel.from_points([])
     governor = Governor(watch, BLOCK, 0, False, cost, calibration, LoadMeter(HardwareSampler()), None, None)
     watch.close()
-    plan = governor.plan(requests(4))
+    ride = governor.plan(requests(4))
+    plan = ride.plan
     assert min(plan.depths) >= 2
     confidence = np.array([[0.9, 0.9, 0.9, 0.9], [0.9, 0.0, 0.9, 0.9], [0.0] * 4, [0.9, math.nan, 0.9, 0.9]])
     deepest = max(plan.depths)
-    verified = governor.select(Forest.chains(4, deepest), confidence[:, :deepest])
+    verified = governor.select(ride, Forest.chains(4, deepest), confidence[:, :deepest])
     assert verified.sum(1).tolist() == [plan.depths[0], 1, 0, 1]
     before = calibration.expected(1, BLOCK)[0, 0]
     accepted = np.array([plan.depths[0], 1, 0, 1])
     rows = np.arange(deepest + 1)
-    governor.learn(np.where(rows <= accepted[:, None], rows, -1))
+    governor.learn(ride, np.where(rows <= accepted[:, None], rows, -1))
     assert calibration.expected(1, BLOCK)[0, 0] > before, "a draft that was not there has not been rejected"

@@ -1,0 +1,114 @@
+"""The decode steps of one worker as its policy sees them: planned before, learned from when the host knows what came.
+
+Where SGLang overlaps its scheduler with a GPU, the next step is planned and asked for before this one is learned from;
+elsewhere a step is learned from at its end. Never touches the model. A governor plans on rank 0, and the other ranks
+are told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dspark_sgl.kernels.layout import TreeLayout
+from dspark_sgl.kernels.staging import Fetched
+from dspark_sgl.kernels.walk import path_lengths
+
+from .clock import PREFILL, RoundClock
+from .governor import Governor
+from .plan import Plan, Ride
+from .ranks import agree
+from .request_view import RequestBook
+from .seen import Seen
+
+
+@dataclass
+class _Open:
+    """A decode step that has not been learned from. ride: on rank 0; layout, seen, path: of a round"""
+
+    requests: Sequence[Any]
+    plan: Plan
+    ride: Ride | None
+    layout: TreeLayout | None = None
+    seen: Seen | None = None
+    path: Fetched | None = None
+
+
+class Steps:
+    """`ahead`: SGLang overlaps its scheduler with the device."""
+
+    def __init__(self, ahead: bool) -> None:
+        self.clock = RoundClock()
+        self.governor: Governor | None = None
+        self._ahead = ahead
+        self._book = RequestBook()
+        self._before: _Open | None = None
+        self._open: _Open | None = None
+        self._seconds: float | None = None
+
+    def begin(self, batch: Any) -> None:
+        """SGLang's scheduler has a batch."""
+        self._before, self._open = self._open, None
+        self._seconds = self.clock.enter(batch.after_idle_gap)
+        if not self._ahead:
+            self._time(self._before)
+
+    def plan(self, batch: Any) -> Plan:
+        """How deep each request is drafted, and how drafts are accepted."""
+        ride, plan = None, Plan.plain(len(batch.reqs))
+        if self.governor is not None:
+            # A processor sees one row per request, and a seed promises the tokens of plain decoding.
+            plain = batch.sampling_info.has_custom_logit_processor or batch.sampling_info.sampling_seed is not None
+            lens = batch.seq_lens_cpu.tolist()
+            ride = self.governor.plan([self._book.load(*r, plain) for r in zip(batch.reqs, lens, strict=True)])
+            plan = ride.plan
+        plan = Plan.from_wire(agree(torch.tensor(plan.wire)).tolist())
+        self._open = _Open(list(batch.reqs), plan, ride)
+        return plan
+
+    def select(self, seen: Seen) -> Tensor:
+        """bool `[bs, N]`, on the host: the drafts that are worth the target's time."""
+        kept = torch.zeros(seen.shape, dtype=torch.bool)
+        if self.governor is not None:
+            assert self._open is not None and self._open.ride is not None
+            kept = torch.from_numpy(self.governor.select(self._open.ride, *seen.drafts))
+        return agree(kept)
+
+    def asked(self, layout: TreeLayout, seen: Seen, path: Fetched) -> None:
+        """A round has been asked of the device. path: as in `Acceptance`"""
+        assert self._open is not None
+        self._open.layout, self._open.seen, self._open.path = layout, seen, path
+
+    def end(self, kind: str, requests: int) -> None:
+        """Back to SGLang's scheduler, after a step of this kind."""
+        self.clock.leave(kind, requests)
+        if self._ahead:
+            self._learn(self._before)
+            self._time(self._before)
+        elif kind != PREFILL:
+            self._learn(self._open)
+
+    def _time(self, step: _Open | None) -> None:
+        if step is not None and step.ride is not None and self.governor is not None and self._seconds is not None:
+            self.governor.timed(step.ride, self._seconds)
+
+    def _learn(self, step: _Open | None) -> None:
+        """What a step brought, for clock, requests and policy."""
+        if step is None:
+            return
+        if step.layout is not None and step.seen is not None and step.path is not None:
+            path, widths = step.path.get(), step.layout.widths
+            spoke, lengths = [i for i, width in enumerate(widths) if width > 1], path_lengths(path)
+            self.clock.count(sum(widths) - len(widths), [lengths[i] for i in spoke])
+            for i in spoke:
+                self._book.count(step.requests[i], lengths[i])
+            if self.governor is not None and step.ride is not None:
+                if step.plan.settled:
+                    self.governor.select(step.ride, *step.seen.drafts)
+                self.governor.learn(step.ride, path.numpy())
+        if self.governor is not None and step.ride is not None:
+            self.governor.publish(step.ride, self.clock.seconds)
