@@ -1,16 +1,17 @@
 """CUDA graphs for what a round runs: the target's verify forward at a ladder of widths, its plain step, a block pass.
 
 A graph has one width for every request of its batch. A ragged forest is padded to the next rung with dead rows: they
-see their prefix and themselves, write into slots that the request has reserved anyway, and nobody reads them. What no
-rung holds runs eagerly. SGLang's own runner captures and replays each rung; which one, and with what mask, is ours.
+write into slots that the request has reserved anyway, and nobody reads them. Chains have rungs of their own, without a
+mask, which costs FlashInfer several times the attention. What no rung holds runs eagerly. SGLang's own runner captures
+and replays each rung; which one, and with what mask, is ours.
 """
 
 from __future__ import annotations
 
 import logging
-from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,30 +36,34 @@ DEFAULT_REQUESTS = 256
 class VerifyGraphs:
     """What SGLang's target runner replays: its `decode_cuda_graph_runner`.
 
-    widths: the rungs, rows of each request, ascending; capture: what a forward keeps for the drafter
+    chains, trees: the rungs, rows of each request; capture: what a forward keeps for the drafter
     """
 
-    def __init__(self, target: Any, widths: list[int], capture: CaptureHiddenMode) -> None:
-        self.widths = widths
-        _give_logits_room(target, (1, *widths))
+    def __init__(self, target: Any, chains: list[int], trees: list[int], capture: CaptureHiddenMode) -> None:
+        _give_logits_room(target, (1, *chains, *trees))
         with _capturing(1):
             self._decode = _DecodeRung(target, capture)
-        self._verify: dict[int, DecodeCudaGraphRunner] = {}
-        for width in widths:
-            with _capturing(width):
-                self._verify[width] = _VerifyRung(target, width, capture)
+        self._rungs: dict[bool, dict[int, DecodeCudaGraphRunner]] = {True: {}, False: {}}
+        for is_chain, widths in ((True, chains), (False, trees)):
+            for width in widths:
+                with _capturing(width):
+                    self._rungs[is_chain][width] = _VerifyRung(target, width, is_chain, capture)
         self._last: DecodeCudaGraphRunner = self._decode
-        logger.info("dspark: CUDA graphs of 1 row a request and of %s", ", ".join(map(str, widths)))
+        logger.info(
+            "dspark: CUDA graphs of 1 row a request, of chains of %s, of trees of %s",
+            *(", ".join(map(str, widths)) or "none" for widths in (chains, trees)),
+        )
+
+    @property
+    def widths(self) -> list[list[int]]:
+        return [list(rungs) for rungs in self._rungs.values()]
 
     def fit(self, layout: TreeLayout) -> TreeLayout:
         """The layout itself, or padded to the next rung that holds its batch."""
-        index = bisect_left(self.widths, layout.max_width)
-        if index == len(self.widths):
-            return layout
-        width = self.widths[index]
-        if layout.batch_size > self._verify[width].max_bs:
-            return layout
-        return layout.padded(layout.batch_size, width)
+        for width, rung in sorted(self._rungs[layout.is_chain].items()):
+            if width >= layout.max_width:
+                return layout if layout.batch_size > rung.max_bs else layout.padded(layout.batch_size, width)
+        return layout
 
     # -- What SGLang asks of the runner ------------------------------------------------------------------------------
 
@@ -84,7 +89,7 @@ class VerifyGraphs:
             return self._decode
         spec = batch.spec_info
         if isinstance(spec, VerifyInput) and spec.layout.is_uniform:
-            return self._verify.get(spec.layout.max_width)
+            return self._rungs[spec.layout.is_chain].get(spec.layout.max_width)
         return None
 
 
@@ -94,7 +99,10 @@ def capture_graphs(
     """Capture them and hand them to SGLang's runners; None without a CUDA device, or where graphs are switched off."""
     if target.device != "cuda" or get_exec().graph.disable_decode_cuda_graph:
         return None
-    graphs = VerifyGraphs(target, ladder(width, block), capture)
+    widths = ladder(width, block)
+    # A tree of fewer nodes than the block has takes as many rows as the block.
+    chains, trees = [rung for rung in widths if rung <= block + 1], [rung for rung in widths if rung > block]
+    graphs = VerifyGraphs(target, chains, trees, capture)
     target.decode_cuda_graph_runner = graphs
     if drafter.block_rows and drafter.draft_worker is not None:
         runner, rows = drafter.draft_worker.model_runner, drafter.block_rows
@@ -154,11 +162,11 @@ def _capturing(width: int) -> Iterator[None]:
 
 
 class _VerifyRung(DecodeCudaGraphRunner):
-    """Verify forwards of `width` rows per request, under a mask. What an attention backend plans for one width is not
-    what another needs, so each rung has its own; the scratch memory is shared."""
+    """Verify forwards of `width` rows per request, of trees under a mask. What an attention backend plans for one rung
+    is not what another needs, so each has its own; the scratch memory is shared."""
 
-    def __init__(self, target: Any, width: int, capture: CaptureHiddenMode) -> None:
-        self._capture_hidden = capture
+    def __init__(self, target: Any, width: int, is_chain: bool, capture: CaptureHiddenMode) -> None:
+        self._is_chain, self._capture_hidden = is_chain, capture
         backend = target._get_attention_backend()
         super().__init__(
             target, attn_backend=backend, speculative_num_steps=width - 1, speculative_num_draft_tokens=width
@@ -171,6 +179,7 @@ class _VerifyRung(DecodeCudaGraphRunner):
         width = int(self.captured_req_width)
         drafts = torch.zeros(num_tokens // width, width, dtype=torch.int64, device=self.device)
         layout = chain_layout(drafts[:, 0], drafts, [width - 1] * drafts.shape[0])
+        layout = replace(layout, is_chain=self._is_chain)
         lens = self.buffers.seq_lens[: drafts.shape[0]]
         return VerifyInput(layout, lens, torch.full((len(lens),), self.seq_len_fill_value), self._capture_hidden)
 

@@ -37,18 +37,20 @@ class HostPlan:
         self.qo_indptr, self.kv_indptr, self.mask_starts = self._host.to(prefix_lens.device, non_blocking=True)
 
     def plan(self, wrapper: Any, plan: Callable[..., None], kv_indices: Tensor, *sizes: Any, **how: Any) -> None:
-        """`plan`: FlashInfer's own, of a wrapper that was made with room for a mask, which it then reads."""
+        """`plan`: FlashInfer's own. A wrapper that was made with room for a mask reads one, for trees."""
         qo_indptr, kv_indptr, _ = self._host
         last_page = torch.ones(self.layout.batch_size, dtype=torch.int32)
         plan(qo_indptr, kv_indptr, kv_indices, last_page, *sizes, custom_mask=None, **how)
-        wrapper._mask_indptr_buf.copy_(self.mask_starts)
-        mask = PackedMask(wrapper._custom_mask_buf, wrapper._mask_indptr_buf)
-        fill_packed_mask(mask, self.layout, self.prefix_lens, longest=int(self._prefix_cpu.max()))
+        if wrapper._custom_mask_buf is not None:
+            wrapper._mask_indptr_buf.copy_(self.mask_starts)
+            mask = PackedMask(wrapper._custom_mask_buf, wrapper._mask_indptr_buf)
+            fill_packed_mask(mask, self.layout, self.prefix_lens, longest=int(self._prefix_cpu.max()))
 
 
 def plan_on_host(wrapper: Any) -> None:
     """From now on the wrapper is planned by a `HostPlan` where it is handed one in place of a mask."""
-    wrapper.begin_forward = partial(_begin_forward, wrapper, wrapper.begin_forward)
+    # Not its `begin_forward`, for which SGLang may have put a plan of its own that wants other lengths.
+    wrapper.begin_forward = partial(_begin_forward, wrapper, wrapper.plan)
 
 
 def _begin_forward(

@@ -102,7 +102,7 @@ class TreeLayout:
     def padded(self, requests: int, width: int) -> TreeLayout:
         """The same trees among `requests` requests of `width` rows each: the rows and requests added are dead.
 
-        A dead row is token 0 at the anchor's place and nobody's child.
+        A dead row is token 0 at the anchor's place. It is nobody's child; behind a chain it sees the chain.
         """
         if self.widths == (width,) * requests:
             return self
@@ -114,7 +114,6 @@ class TreeLayout:
             tokens=pad(self.tokens, more),
             parents=pad(self.parents, more, value=ROOT),
             depths=pad(self.depths, more),
-            is_chain=False,
             nodes=None,
         )
 

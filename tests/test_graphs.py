@@ -48,7 +48,7 @@ class Rung:
 
 def graphs(widths: list[int], most: int) -> VerifyGraphs:
     made: Any = object.__new__(VerifyGraphs)
-    made.widths, made._verify = widths, {width: Rung(most) for width in widths}
+    made._rungs = {True: {width: Rung(most) for width in widths}, False: {}}
     return made
 
 
@@ -60,10 +60,12 @@ def test_a_batch_takes_the_next_rung_that_holds_it() -> None:
     assert graphs([4], 1).fit(layout) is layout  # more requests than any
     uniform = chain_layout(torch.tensor([1]), torch.tensor([[2, 3, 4]]), [3])
     assert graphs([4], 1).fit(uniform) is uniform
+    tree = ragged_tree()
+    assert graphs([2, 8], 2).fit(tree) is tree  # a chain's rungs have no mask
 
 
 @pytest.mark.parametrize("layout", [ragged_chain(), ragged_tree()])
-def test_dead_rows_see_themselves_and_nobody_sees_them(layout: TreeLayout) -> None:
+def test_nobody_sees_dead_rows(layout: TreeLayout) -> None:
     wide = layout.padded(3, 6)
     assert wide.widths == (6, 6, 6) and wide.is_uniform
     mask = wide.ancestor_mask().view(3, 6, 6)
@@ -72,8 +74,9 @@ def test_dead_rows_see_themselves_and_nobody_sees_them(layout: TreeLayout) -> No
         first = sum(layout.widths[:request])
         assert torch.equal(mask[request, :width, :width], before[first : first + width, :width])
         assert not mask[request, :width, width:].any()
-        assert torch.equal(mask[request, width:], torch.eye(6, dtype=torch.bool)[width:])
-    assert torch.equal(mask[2], torch.eye(6, dtype=torch.bool))
+    # What they see themselves: of a tree nobody, of a chain whatever is before them, as without a mask.
+    alone = torch.ones(6, 6).tril().bool() if layout.is_chain else torch.eye(6, dtype=torch.bool)
+    assert torch.equal(mask[1, layout.widths[1] :], alone[layout.widths[1] :]) and torch.equal(mask[2], alone)
 
 
 def test_the_live_rows_come_back_in_their_order() -> None:
@@ -95,22 +98,36 @@ class Translator:
         self.lens = seq_lens
 
 
+def asked(lens: Tensor) -> dict[str, Any]:
+    """What FlashInfer's backend asks with, of a batch of two that a graph pads to four."""
+    return {
+        "req_pool_indices": torch.tensor([1, 2, 0, 0]),
+        "paged_kernel_lens": lens,
+        "paged_kernel_lens_sum": int(lens.sum()),
+        "translator": Translator(),
+        "plan": None,
+    }
+
+
 def test_a_graphs_batch_may_have_more_requests_than_ours() -> None:
-    layout, translator = ragged_chain().padded(2, 4), Translator()
     lens = torch.tensor([5, 9, 1, 1])  # two of ours, and two that fill the graph
-    spec = VerifyInput(layout, lens[:2], lens[:2], None)  # type: ignore[arg-type]
-    _, kv_indptr, qo_indptr, mask = spec.generate_attn_arg_prefill(
-        req_pool_indices=torch.tensor([1, 2, 0, 0]),
-        paged_kernel_lens=lens,
-        paged_kernel_lens_sum=16,
-        translator=translator,
-        plan=None,
-    )
+    spec = VerifyInput(ragged_tree().padded(2, 4), lens[:2], lens[:2], None)  # type: ignore[arg-type]
+    given = asked(lens)
+    _, kv_indptr, qo_indptr, mask = spec.generate_attn_arg_prefill(**given)
     assert qo_indptr.tolist() == [0, 4, 8, 12, 16]
-    assert translator.lens.tolist() == [9, 13, 5, 5] and kv_indptr.tolist() == [0, 9, 22, 27, 32]
-    assert mask.shape == (4 * (9 + 13 + 5 + 5),)
+    assert given["translator"].lens.tolist() == [9, 13, 5, 5] and kv_indptr.tolist() == [0, 9, 22, 27, 32]
+    assert isinstance(mask, Tensor) and mask.shape == (4 * (9 + 13 + 5 + 5),)
     assert mask[-20:].view(4, 5)[:, 0].all()  # the last request's prefix, one token
     assert torch.equal(mask[-20:].view(4, 5)[:, 1:], torch.eye(4, dtype=torch.bool))
+
+
+def test_a_chain_has_no_mask() -> None:
+    lens = torch.tensor([5, 9])
+    spec = VerifyInput(ragged_chain(), lens, lens, None)  # type: ignore[arg-type]
+    given = asked(lens) | {"req_pool_indices": torch.tensor([1, 2])}
+    _, kv_indptr, qo_indptr, mask = spec.generate_attn_arg_prefill(**given)
+    assert mask is None and spec.custom_mask is None
+    assert qo_indptr.tolist() == [0, 4, 6] and kv_indptr.tolist() == [0, 9, 20]
 
 
 class Wrapper:
@@ -120,8 +137,10 @@ class Wrapper:
         self._custom_mask_buf = torch.zeros(4096, dtype=torch.uint8)
         self._mask_indptr_buf = torch.zeros(requests + 1, dtype=torch.int32)
 
-    def begin_forward(self, *given: Any, custom_mask: Any = None, **how: Any) -> None:
+    def plan(self, *given: Any, custom_mask: Any = None, **how: Any) -> None:
         self.given, self.mask, self.how = given, custom_mask, how
+
+    begin_forward = plan
 
 
 def test_a_replay_is_planned_by_what_the_host_knows() -> None:
@@ -133,16 +152,10 @@ def test_a_replay_is_planned_by_what_the_host_knows() -> None:
     )
     lens = torch.tensor([5, 9, 1, 1])
     spec = VerifyInput(layout.padded(2, 8), lens[:2], lens[:2], None)  # type: ignore[arg-type]
-    asked = {
-        "req_pool_indices": torch.tensor([1, 2, 0, 0]),
-        "paged_kernel_lens": lens,
-        "paged_kernel_lens_sum": 16,
-        "translator": Translator(),
-        "plan": None,
-    }
-    _, kv_indptr, qo_indptr, flat = spec.generate_attn_arg_prefill(**asked)
+    given = asked(lens)
+    _, kv_indptr, qo_indptr, flat = spec.generate_attn_arg_prefill(**given)
     spec.absent = 1
-    kv_indices, on_device, _, host = spec.generate_attn_arg_prefill(**asked)
+    kv_indices, on_device, _, host = spec.generate_attn_arg_prefill(**given)
     wrapper = Wrapper(4)
     plan_on_host(wrapper)
     wrapper.begin_forward(None, on_device, kv_indices, None, 32, 8, custom_mask=host, non_blocking=True)

@@ -48,7 +48,7 @@ def prebuild(out: Path) -> None:
 
 def compile_all() -> None:
     import torch
-    from flashinfer.jit.attention.modules import gen_batch_decode_module, gen_batch_prefill_module
+    from flashinfer.jit.attention.modules import _gen_batch_prefill_primary_module, gen_batch_decode_module
     from flashinfer.jit.cascade import gen_cascade_module
     from flashinfer.jit.norm import gen_norm_module
     from flashinfer.jit.page import gen_page_module
@@ -60,7 +60,7 @@ def compile_all() -> None:
     modules.append(gen_page_module())
     for dim in HEAD_DIMS:
         kinds = (half, half, half, index, dim, dim, 0, False, False)
-        modules += [gen_batch_prefill_module("fa2", *kinds, False), gen_batch_decode_module(*kinds)]
+        modules += [_gen_batch_prefill_primary_module("fa2", *kinds, False), gen_batch_decode_module(*kinds)]
     for module in modules:
         print(f"FlashInfer: {module.name}", flush=True)
         module.build()
