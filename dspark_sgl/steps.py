@@ -1,8 +1,8 @@
 """The decode steps of one worker as its policy sees them: planned before, learned from when the host knows what came.
 
-Where SGLang overlaps its scheduler with a GPU, the next step is planned and asked for before this one is learned from;
-elsewhere a step is learned from at its end. Never touches the model. A governor plans on rank 0, and the other ranks
-are told.
+Where SGLang overlaps its scheduler with a GPU, a step is learned from while the next one runs, and the one after that
+is planned then, for the same requests; elsewhere a step is learned from at its end. Never touches the model. A governor
+plans on rank 0, and the other ranks are told.
 """
 
 from __future__ import annotations
@@ -27,10 +27,14 @@ from .seen import Seen
 
 
 @dataclass
-class _Open:
-    """A decode step that has not been learned from. ride: on rank 0; layout, seen, path: of a round"""
+class _Step:
+    """A decode step from plan to learning. ride: on rank 0; layout, seen, path: of a round
+
+    plain: nobody can speculate, whatever the policy says
+    """
 
     requests: Sequence[Any]
+    plain: bool
     plan: Plan
     ride: Ride | None
     layout: TreeLayout | None = None
@@ -46,8 +50,9 @@ class Steps:
         self.governor: Governor | None = None
         self._ahead = ahead
         self._book = RequestBook()
-        self._before: _Open | None = None
-        self._open: _Open | None = None
+        self._before: _Step | None = None
+        self._open: _Step | None = None
+        self._next: _Step | None = None
         self._seconds: float | None = None
 
     def begin(self, batch: Any) -> None:
@@ -59,16 +64,21 @@ class Steps:
 
     def plan(self, batch: Any) -> Plan:
         """How deep each request is drafted, and how drafts are accepted."""
-        ride, plan = None, Plan.plain(len(batch.reqs))
-        if self.governor is not None:
-            # A processor sees one row per request, and a seed promises the tokens of plain decoding.
-            plain = batch.sampling_info.has_custom_logit_processor or batch.sampling_info.sampling_seed is not None
-            lens = batch.seq_lens_cpu.tolist()
-            ride = self.governor.plan([self._book.load(*r, plain) for r in zip(batch.reqs, lens, strict=True)])
-            plan = ride.plan
-        plan = Plan.from_wire(agree(torch.tensor(plan.wire)).tolist())
-        self._open = _Open(list(batch.reqs), plan, ride)
-        return plan
+        info = batch.sampling_info
+        # A processor sees one row per request, and a seed promises the tokens of plain decoding.
+        plain = info.has_custom_logit_processor or info.sampling_seed is not None
+        step, self._next = self._next, None
+        if step is None or step.requests != batch.reqs or step.plain != plain:
+            step = self._planned(list(batch.reqs), batch.seq_lens_cpu.tolist(), plain)
+        step.plan = Plan.from_wire(agree(torch.tensor(step.plan.wire)).tolist())
+        self._open = step
+        return step.plan
+
+    def _planned(self, requests: Sequence[Any], lens: Sequence[int], plain: bool) -> _Step:
+        if self.governor is None:
+            return _Step(requests, plain, Plan.plain(len(requests)), None)
+        ride = self.governor.plan([self._book.load(*r, plain) for r in zip(requests, lens, strict=True)])
+        return _Step(requests, plain, ride.plan, ride)
 
     def select(self, seen: Seen) -> Tensor:
         """bool `[bs, N]`, on the host: the drafts that are worth the target's time."""
@@ -83,20 +93,24 @@ class Steps:
         assert self._open is not None
         self._open.layout, self._open.seen, self._open.path = layout, seen, path
 
-    def end(self, kind: str, requests: int) -> None:
+    def end(self, kind: str, batch: Any) -> None:
         """Back to SGLang's scheduler, after a step of this kind."""
-        self.clock.leave(kind, requests)
+        self.clock.leave(kind, len(batch.reqs))
         if self._ahead:
             self._learn(self._before)
             self._time(self._before)
+            # The device is busy, and most steps are followed by one of the same requests.
+            self._next = self._open and self._planned(
+                self._open.requests, batch.seq_lens_cpu.tolist(), self._open.plain
+            )
         elif kind != PREFILL:
             self._learn(self._open)
 
-    def _time(self, step: _Open | None) -> None:
+    def _time(self, step: _Step | None) -> None:
         if step is not None and step.ride is not None and self.governor is not None and self._seconds is not None:
             self.governor.timed(step.ride, self._seconds)
 
-    def _learn(self, step: _Open | None) -> None:
+    def _learn(self, step: _Step | None) -> None:
         """What a step brought, for clock, requests and policy."""
         if step is None:
             return

@@ -141,7 +141,7 @@ class SpecWorker(BaseSpecWorker):
             result, kind = self._prefill(batch, publish), PREFILL
         else:
             result, kind = self._round(batch, publish)
-        self._steps.end(kind, len(batch.reqs))
+        self._steps.end(kind, batch)
         return result
 
     # -- One batch ---------------------------------------------------------------------------------------------------

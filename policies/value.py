@@ -65,6 +65,7 @@ class ValueScheduler:
         self._cost, self._margin, self._causality, self._speed = cost, margin, causality, speed
         self._plain, self._rounds = _Wait(), _Wait()
         self._probed: float | None = None  # what the round in progress is expected to yield, where it is a probe
+        self._waited = False  # for what it did yield
         self._budgets: list[float] = []
         self._promised: int | None = None
         self._deep = 0  # how deep the best round drafts
@@ -80,6 +81,7 @@ class ValueScheduler:
             self._rounds.steps += 1
             return clipped(self._deep, batch)
         before, self._probed = self._probed, None
+        self._waited = self._waited and before is not None
         promised = bool(batch.min_depth.any())
         if self._pays(batch, expected, depth) or promised:
             self._plain = _Wait()
@@ -94,6 +96,10 @@ class ValueScheduler:
         hope = float(expected.sum()) / batch.size
         if before is not None and hope > before:
             self._plain = _Wait()
+        elif before is not None and hope == before and not self._waited:
+            # A step may be planned while another runs: what the probe brought is known at the next.
+            self._probed, self._waited = before, True
+            return np.zeros_like(batch.max_depth)
         elif not self._plain.over:
             return np.zeros_like(batch.max_depth)
         else:

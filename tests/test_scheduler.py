@@ -340,3 +340,22 @@ def test_a_round_drafts_as_deep_as_is_worth_most(situation: tuple[Batch, np.ndar
     assert best(int(found.max())) >= wanted * (1 - 0.01)
     if sum(longer[1:deepest]) == 0:
         assert found.max() == deepest
+
+
+@settings(max_examples=200)
+@given(situations(), st.sampled_from(SCHEDULES[:4]))
+def test_who_says_that_all_is_taken_takes_all(situation: tuple[Batch, np.ndarray, CostModel], schedule: Schedule):
+    """Before anything is drafted, of schedules that do not weigh."""
+    batch, survival, cost = situation
+    scheduler = make_scheduler(schedule, cost, 0.0, "early_stop")
+    drafted = scheduler.draft_depths(batch, survival)
+    within = batch.within(drafted)
+    if scheduler.takes_all(within):
+        at = np.arange(1, survival.shape[1] + 1)
+        assert (scheduler.select(within, survival) == (at <= drafted[:, None])).all()
+
+
+@pytest.mark.parametrize(("rows", "all_taken"), [([1.0, 1.0, 1.01, 1.02], True), ([1.0, 1.2, 1.4, 1.6], False)])
+def test_drafts_that_cost_next_to_nothing_are_not_looked_at_first(rows: list[float], all_taken: bool) -> None:
+    scheduler = make_scheduler(ThroughputSchedule(), cost_of(rows, draft=0.1), 0.0, "early_stop")
+    assert scheduler.takes_all(batch_of([0], [3], [1.0])) == all_taken

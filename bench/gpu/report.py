@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from .bundle import Bundle
-from .fleet import Fleet
+from .fleet import Fleet, Target
 from .serving import known, measure_serving, phase_table, serving_table, smollm2
 
 TESTS = ("tests/test_kernels_triton.py", "tests/test_kernels_nan.py", "tests/test_draft_graph.py")
@@ -38,6 +38,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("docs/gpu.md"))
     parser.add_argument("--bundle", type=Path, metavar="PARTS")
     parser.add_argument("--logs", type=Path, default=Path("/tmp"), help="where servers' logs go (default: /tmp)")
+    parser.add_argument("--no-timings", action="store_false", dest="timings", help="leave out the kernels' times")
     parser.add_argument("--small", action="store_true")
     options = parser.parse_args()
     if options.small:
@@ -47,30 +48,33 @@ def main() -> int:
     bundle = Bundle.unpacked(options.bundle) if options.bundle else None
     lines = [f"## {date.today().isoformat()}, {device()}", "", versions(bundle), ""]
     passed = []
+
+    def found(*new: str) -> None:
+        say("\n".join(new))
+        lines.extend((*new, ""))
+
     fleets: list[Fleet] = []
+
+    def start(target: Target) -> Fleet:
+        assert bundle is not None
+        fleets.append(Fleet(target, bundle.environment, options.logs, 32000 + 1000 * len(fleets)))
+        return fleets[-1]
+
     try:
-        lines += [*table(measure(options.small)), ""]
-        say("\n".join(lines))
         if bundle is not None:
             # They import for a minute, in which the GPU has time for the tests.
-            fleets = start(bundle, options.logs)
+            start(known(bundle.site.parent / "qwen3-8b-in-size"))
         for what, (good, said) in (
             ("Kernels against references", kernel_tests(options.small)),
             ("FlashInfer's attention under our masks", mask_check(options.small, bundle)),
         ):
             passed.append(good)
-            lines[4:4] = [f"{what}: {said}.", ""]
-            say(f"{what}: {said}")
-        for fleet in fleets:  # all of them: what is still starting takes the host's time from what is measured
-            fleet.wait(75)
-            say(f"ready: {', '.join(fleet.ready)}")
-        for fleet in fleets:
-            points = measure_serving(fleet, 60)
-            fleet.stop()
-            found = [*serving_table(fleet.target.title, points), "", *phase_table(points), ""]
-            found += [*(f"- {line}" for line in fleet.failures()), ""]
-            say("\n".join(found))
-            lines += found
+            found(f"{what}: {said}.")
+        if bundle is not None:
+            found(*served(fleets[0]))
+            found(*served(start(smollm2(bundle))))
+        if options.timings:
+            found(*table(measure(options.small)))
     finally:
         for fleet in fleets:
             fleet.stop()
@@ -82,11 +86,14 @@ def main() -> int:
     return 0 if all(passed) else 1
 
 
-def start(bundle: Bundle, logs: Path) -> list[Fleet]:
-    """The servers of both targets."""
-    small = smollm2(bundle.target, bundle.draft)
-    large = known(bundle.target.parent / "qwen3-8b-in-size")
-    return [Fleet(target, bundle.environment, logs, port) for target, port in ((small, 31000), (large, 32000))]
+def served(fleet: Fleet) -> list[str]:
+    """What a fleet that has been started serves, as Markdown; it is ended."""
+    fleet.wait(150)
+    say(f"ready: {', '.join(fleet.ready)}")
+    points = measure_serving(fleet, 45)
+    fleet.stop()
+    lines = serving_table(fleet.target.title, points)
+    return [*lines, "", *phase_table(points), *(f"- {line}" for line in fleet.failures())]
 
 
 def say(text: str) -> None:

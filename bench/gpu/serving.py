@@ -1,4 +1,4 @@
-"""Real servers on the GPU, started together and measured one at a time: plain SGLang, its own DSPARK, and ours.
+"""Real servers on the GPU, those of a target started together and measured in turn: plain SGLang, its DSPARK, and ours.
 
 Two targets: SmolLM2 with the draft that ships, whose answers are text, and one as large as Qwen3-8B whose drafts are
 right as often as was chosen (`known.py`). Every arm answers the same prompts greedily with answers of one length, so
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .bundle import Bundle
 from .fleet import Answer, Fleet, Target
 from .known import QWEN3_8B, QWEN3_8B_DRAFT, DraftSize, Size, write_draft, write_target
 
@@ -42,23 +43,22 @@ class Point:
     phases: dict[str, float]
 
 
-def smollm2(model: Path, draft: Path) -> Target:
-    """The demo's target. draft: for SGLang's own DSPARK; ours finds it by itself."""
+def smollm2(bundle: Bundle) -> Target:
+    """The demo's target. SGLang's own DSPARK has to be told of the draft; ours finds it by itself."""
     small = ("--max-total-tokens", "50000")
     lines = (ROOT / "bench/prompts/eval.jsonl").read_text().splitlines()
     asked = [f"<|im_start|>user\n{json.loads(line)['prompt']}<|im_end|>\n<|im_start|>assistant\n" for line in lines]
     arms = {
         "plain": (),
-        "SGLang's DSPARK": ("--speculative-algorithm", "DSPARK", "--speculative-draft-model-path", str(draft)),
+        "SGLang's DSPARK": ("--speculative-algorithm", "DSPARK", "--speculative-draft-model-path", str(bundle.draft)),
         "ours, off": (*OURS, "off"),
-        "ours, fixed-5 without graphs": (*OURS, "fixed-5", "--cuda-graph-backend-decode", "disabled"),
         "ours, fixed-5": (*OURS, "fixed-5"),
         "ours, tree-16": (*OURS, TREE),
         "ours, adaptive": (*OURS, "adaptive"),
     }
     prompts = [{"text": text} for text in asked]
     ready = {arm: (*small, *more) for arm, more in arms.items()}
-    return Target("SmolLM2-135M, its own draft", model, ready, prompts, tokens=192)
+    return Target("SmolLM2-135M, its own draft", bundle.target, ready, prompts, tokens=192)
 
 
 def known(folder: Path, size: Size = QWEN3_8B, draft: DraftSize = QWEN3_8B_DRAFT) -> Target:
