@@ -1,0 +1,130 @@
+"""What becomes of a step's plan: learned from at its end, or, where the scheduler overlaps, while the next one runs."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from dspark_sgl.clock import PLAIN, PREFILL, ROUND
+from dspark_sgl.kernels.layout import chain_layout
+from dspark_sgl.kernels.staging import Fetched
+from dspark_sgl.plan import Plan
+from dspark_sgl.seen import Seen
+from dspark_sgl.spec_algos.protocol import Proposal
+from dspark_sgl.steps import Steps
+
+DEPTH = 3
+
+
+@pytest.fixture(autouse=True)
+def one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outside a server SGLang does not know how many there are."""
+    monkeypatch.setattr("dspark_sgl.steps.agree", lambda decision: decision)
+
+
+class Request:
+    """As far as the book reads one."""
+
+    def __init__(self, name: str) -> None:
+        self.rid, self.output_ids = name, [1]
+        self.sampling_params = SimpleNamespace(
+            custom_params=None,
+            top_k=1,
+            temperature=0.0,
+            frequency_penalty=0.0,
+            presence_penalty=0.0,
+            repetition_penalty=1.0,
+            min_new_tokens=0,
+        )
+
+
+class Governor:
+    """Plans chains of one depth and writes down what it is asked and told, by the number of the plan."""
+
+    def __init__(self, settled: bool) -> None:
+        self.settled, self.said = settled, list[str]()
+        self._plans = 0
+
+    def plan(self, loads: Any) -> Any:
+        self._plans += 1
+        self.said.append(f"plan {self._plans}")
+        plan = Plan([0 if load.max_depth == 0 else DEPTH for load in loads], "match", None, self.settled)
+        return SimpleNamespace(number=self._plans, plan=plan)
+
+    def select(self, ride: Any, *_: Any) -> Any:
+        self.said.append(f"select {ride.number}")
+        return (torch.arange(DEPTH) < DEPTH).expand(len(ride.plan.depths), DEPTH).numpy()
+
+    def learn(self, ride: Any, path: Any) -> None:
+        self.said.append(f"learn {ride.number}")
+
+    def timed(self, ride: Any, seconds: float) -> None:
+        assert seconds > 0
+        self.said.append(f"timed {ride.number}")
+
+    def publish(self, ride: Any, phases: Any) -> None:
+        self.said.append(f"publish {ride.number}")
+
+
+def batch_of(*requests: Request, seed: bool = False) -> Any:
+    info = SimpleNamespace(has_custom_logit_processor=False, sampling_seed=[1] if seed else None)
+    lens = torch.full((len(requests),), 9)
+    return SimpleNamespace(reqs=list(requests), sampling_info=info, seq_lens_cpu=lens, after_idle_gap=False)
+
+
+def step(steps: Steps, governor: Governor, batch: Any, kind: str = ROUND) -> list[str]:
+    """One step through the worker's calls; what the governor heard of it."""
+    governor.said.clear()
+    steps.begin(batch)
+    if kind != PREFILL:
+        plan = steps.plan(batch)
+        if max(plan.depths) == 0:
+            kind = PLAIN
+        else:
+            tokens = torch.zeros(len(batch.reqs), DEPTH, dtype=torch.int64)
+            seen = Seen(Proposal(tokens))
+            if not plan.settled:
+                steps.select(seen)
+            governor.said.append("asked")
+            layout = chain_layout(tokens[:, 0], tokens, plan.depths)
+            steps.asked(layout, seen, Fetched(torch.tensor([[0, 1, -1, -1]] * len(batch.reqs))))
+    steps.end(kind, batch)
+    return list(governor.said)
+
+
+def steps_of(ahead: bool, settled: bool) -> tuple[Steps, Governor]:
+    steps, governor = Steps(ahead), Governor(settled)
+    steps.governor = governor  # type: ignore[assignment]
+    return steps, governor
+
+
+def test_in_step_with_the_scheduler() -> None:
+    steps, governor = steps_of(ahead=False, settled=False)
+    batch = batch_of(Request("a"), Request("b"))
+    assert step(steps, governor, batch) == ["plan 1", "select 1", "asked", "learn 1", "publish 1"]
+    assert step(steps, governor, batch) == ["timed 1", "plan 2", "select 2", "asked", "learn 2", "publish 2"]
+    assert step(steps, governor, batch, PREFILL) == ["timed 2"]
+    assert steps.clock.report()["accepted_length"] == 2
+
+
+def test_ahead_of_what_the_last_step_brought() -> None:
+    steps, governor = steps_of(ahead=True, settled=True)
+    batch = batch_of(Request("a"), Request("b"))
+    assert step(steps, governor, batch) == ["plan 1", "asked", "plan 2"]
+    # A settled plan's drafts are looked at when they are learned from.
+    assert step(steps, governor, batch) == ["asked", "select 1", "learn 1", "publish 1", "timed 1", "plan 3"]
+    assert step(steps, governor, batch, PREFILL) == ["select 2", "learn 2", "publish 2", "timed 2"]
+
+
+@pytest.mark.parametrize("seed", [False, True])
+def test_another_batch_is_planned_anew(seed: bool) -> None:
+    steps, governor = steps_of(ahead=True, settled=True)
+    request = Request("a")
+    step(steps, governor, batch_of(request))
+    other = batch_of(request, seed=True) if seed else batch_of(request, Request("b"))
+    said = step(steps, governor, other)
+    assert said[0] == "plan 3"
+    assert ("asked" in said) != seed, "a seed promises plain decoding's tokens"
