@@ -24,7 +24,7 @@ from dspark_sgl.policies.rules import RuleBook
 from dspark_sgl.policies.scheduler import Batch, Scheduler, make_scheduler
 from dspark_sgl.policies.shape import ShapeChooser, most_nodes
 
-from .clock import PLAIN
+from .clock import PLAIN, ROUND
 from .load import LoadMeter, Step
 from .metrics import Metrics
 from .minute import Minute
@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 CAUSALITY = "early_stop"
 """Rounds are synchronous: this step's confidences are at hand, and an early stop keeps them from biasing the output."""
 
+TREE = "tree"
+"""A round that drafted trees, to the cost model, which learns what those take by themselves."""
 MOST_TIERS_NAMED = 100
 """Clients choose these names; the log must not grow with them."""
 
@@ -82,9 +84,12 @@ class Governor:
 
     def timed(self, ride: Ride, seconds: float) -> None:
         """This step took so long, the engine's share included."""
-        step = ride.step
+        step, tree = ride.step, ride.plan.tree is not None
+        kind = TREE if tree and step.kind == ROUND else step.kind
         self.load.record(step, seconds)
-        expected = self._expected_seconds(step) if self._cost.ready else None
+        if step.kind == ROUND:
+            self._shape.paid(tree, step.requests, step.requests + float(ride.predicted.sum()), seconds)
+        expected = self._expected_seconds(step, kind) if self._cost.ready else None
         if self._metrics is not None:
             self._metrics.set("cost_ready", self._cost.ready)
             if expected is not None:
@@ -95,7 +100,7 @@ class Governor:
             logger.info("dspark: policy %s: %s", self._policy.name, self._minute.line)
             self._minute = Minute()
         if self._policy.cost.refine == "online":
-            self._cost.observe(step.kind, step.requests, step.rows, step.context, seconds, step.depth)
+            self._cost.observe(kind, step.requests, step.rows, step.context, seconds, step.depth)
 
     def plan(self, requests: Sequence[RequestLoad]) -> Ride:
         """How deep to draft each request, before anything is drafted; all 0 is a plain step."""
@@ -114,7 +119,7 @@ class Governor:
         )
         scheduler = self._scheduler(active.schedule)
         method = self._policy.accept.method
-        tree = self._shape.settle(active.shape)
+        tree = self._shape.settle(active.shape, len(requests))
         drawn = method != "match" and any(request.signals.temperature > 0 for request in requests)
         past = self._past["chain" if tree is None else "drawn tree" if drawn else "tree"]
         grown = None if tree is None else TreeShape(tree.max_nodes, tree.branch)
@@ -193,10 +198,10 @@ class Governor:
         metrics.total("bad_confidences", self._bad_confidences)
         metrics.total("unsound_drafts", self._unsound)
 
-    def _expected_seconds(self, step: Step) -> float:
-        if step.kind == PLAIN:
+    def _expected_seconds(self, step: Step, kind: str) -> float:
+        if kind == PLAIN:
             return self._cost.plain_seconds(step.requests, step.context)
-        return float(self._cost.round_seconds(step.requests, np.array([step.rows]), step.context, step.depth)[0])
+        return float(self._cost.round_seconds(step.requests, np.array([step.rows]), step.context, step.depth, kind)[0])
 
     # -- The policy --------------------------------------------------------------------------------------------------
 

@@ -86,7 +86,7 @@ class CostModel:
     """
 
     def __init__(self, points: Iterable[CostPoint] = (), source: str = "none") -> None:
-        self._factors = {"plain": _Factor(), "round": _Factor()}
+        self._factors = {kind: _Factor() for kind in ("plain", "round", "tree")}
         self._pace = 0.0
         self._latest: str | None = None
         self._gathered: dict[str, list[CostPoint]] = {"plain": [], "verify": []}
@@ -121,15 +121,18 @@ class CostModel:
         seconds: Floats = np.interp(depths, list(self._drafts), np.maximum.accumulate(known))
         return seconds
 
-    def round_seconds(self, requests: int, rows: Ints, context: int, depth: Ints | int | None = None) -> Floats:
+    def round_seconds(
+        self, requests: int, rows: Ints, context: int, depth: Ints | int | None = None, kind: str = "round"
+    ) -> Floats:
         """Rounds that verify so many rows, anchors included; the draft pass is part of them.
 
         depth: how deep they draft everybody, None for the whole block; of any shape that goes with that of `rows`
+        kind: `tree` where they draft trees, which the profile prices as chains, and rounds then tell apart
         """
         deep = max(self._drafts) if depth is None else depth
         draft = self.draft_seconds(requests, np.asarray(deep), context)
         size = rows.astype(np.float64)
-        return (draft + self._curves["verify"].at(size, context)) * self._factor("round", size)
+        return (draft + self._curves["verify"].at(size, context)) * self._factor(kind, size)
 
     def _factor(self, kind: str, size: Floats) -> Floats:
         whole: Floats = np.exp(self._pace + self._factors[kind].at(size))
@@ -138,14 +141,14 @@ class CostModel:
     def observe(
         self, kind: str, requests: int, rows: int, context: int, seconds: float, depth: int | None = None
     ) -> None:
-        """A step as it was: `plain`, or a `round` with its draft pass and everything around it; depth: as above"""
+        """A step as it was: `plain`, or a `round` or `tree` with its draft pass and all around it; depth: as above"""
         if not self.ready:
             self._gather(kind, requests, rows, context, seconds)
             return
         if kind == "plain":
             size, expected = requests, self.plain_seconds(requests, context)
         else:
-            size, expected = rows, float(self.round_seconds(requests, np.array([rows]), context, depth)[0])
+            size, expected = rows, float(self.round_seconds(requests, np.array([rows]), context, depth, kind)[0])
         surprise = min(max(math.log(max(seconds / expected, 1e-9)), -MOST), MOST)
         if self._latest in (None, kind):
             self._pace += (1 - OWN) * FOLLOW * surprise

@@ -162,7 +162,8 @@ class ValueScheduler:
             : np.count_nonzero(free)
         ]
         rows = np.arange(len(order) + 1) + (batch.size + np.count_nonzero(forced))
-        seconds = self._cost.round_seconds(batch.size, rows, batch.context, np.array(depths)[:, None])
+        kind = "round" if depth is None else "tree"
+        seconds = self._cost.round_seconds(batch.size, rows, batch.context, np.array(depths)[:, None], kind)
         start = float(batch.weight.sum() + gain[forced].sum())
         for deep, whole in zip(depths, seconds, strict=True):
             mine = order[at.ravel()[order] <= deep]

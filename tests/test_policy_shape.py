@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from dspark_sgl.policies.language import Shape
 from dspark_sgl.policies.reader import parse_policy
-from dspark_sgl.policies.shape import ShapeChooser, most_nodes
+from dspark_sgl.policies.shape import LAST_WAIT, TRIAL, ShapeChooser, most_nodes
 
 BLOCK, ROOM = 6, 32
 AUTO = Shape("auto", max_nodes=24, branch=3)
@@ -42,6 +44,41 @@ def test_auto_comes_back_to_trees_when_whole_chains_are_verified() -> None:
         chooser.learn(BLOCK)
     tree = chooser.settle(AUTO)
     assert tree is not None and tree.max_nodes > BLOCK
+
+
+def drafted(chooser: ShapeChooser, requests: int, tree_rate: float, rounds: int, late: int) -> list[bool]:
+    """Whether each round drafts trees, where a round of chains brings one token a second and one of trees that many.
+    What a round brought is known that many rounds later."""
+    kinds: list[bool] = []
+    for number in range(rounds + late):
+        kinds.append(chooser.settle(AUTO, requests) is not None)
+        if number >= late:
+            tree = kinds[number - late]
+            chooser.paid(tree, requests, tree_rate if tree else 1.0, 1.0)
+    return kinds[:rounds]
+
+
+@pytest.mark.parametrize("late", [0, 2])
+@pytest.mark.parametrize("tree_rate", [0.7, 1.3])
+def test_the_kind_that_brings_more_is_drafted_and_the_other_tried_now_and_then(tree_rate: float, late: int) -> None:
+    kinds = drafted(ShapeChooser(BLOCK, ROOM), 3, tree_rate, 6000, late)
+    assert kinds[:TRIAL] == [True] * TRIAL and kinds[TRIAL : 2 * TRIAL] == [False] * TRIAL
+    share = sum(kinds[-2000:]) / 2000
+    tried = 1 - share if tree_rate > 1 else share
+    assert TRIAL / LAST_WAIT / 2 < tried < 3 * TRIAL / LAST_WAIT
+
+
+def test_batches_of_another_size_are_another_contest() -> None:
+    chooser = ShapeChooser(BLOCK, ROOM)
+    assert not all(drafted(chooser, 2, 0.5, 100, 0)[60:])
+    assert all(drafted(chooser, 32, 1.5, TRIAL, 0))
+    assert sum(drafted(chooser, 2, 0.5, 50, 0)) <= TRIAL
+
+
+def test_a_change_of_what_they_bring_is_noticed() -> None:
+    chooser = ShapeChooser(BLOCK, ROOM)
+    drafted(chooser, 1, 0.8, 300, 0)
+    assert sum(drafted(chooser, 1, 1.5, 3000, 0)[-500:]) > 400
 
 
 def test_the_room_to_reserve_is_that_of_the_largest_tree_named() -> None:
