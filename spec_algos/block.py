@@ -137,8 +137,10 @@ class BlockDrafter(Drafter):
         return graphs.run((round.tree, round.temperature is None), draft, inputs, round.generator)
 
     def _values_drawn_from(self, round: Round) -> int:
-        """Per request, at most: a row of the vocabulary at each depth, or at each node that may be expanded there."""
-        return self._block * (1 if round.tree is None else round.tree.max_nodes) * self._head.columns
+        """Per request, at most: a row of the vocabulary at each depth, or at each node that may be expanded there. What
+        is drawn at random is kept from all depths, for rejection; what is chosen is done with at the next."""
+        kept = 1 if round.temperature is None else self._block
+        return kept * (1 if round.tree is None else round.tree.max_nodes) * self._head.columns
 
     def _draft(self, tree: TreeShape | None, generator: torch.Generator, inputs: DraftInputs) -> Proposal:
         """Tokens from the features of the block: a function of tensors alone, so that a graph can hold it."""
