@@ -76,6 +76,7 @@ class Governor:
         self._recorder = recorder
         self._unknown_tiers: set[str] = set()
         self._unsound = self._bad_drafts_named = 0
+        self._sound = True  # the drafts that were looked at last; others are not verified unseen
         self._latest: Ride | None = None
         self._adopt(watch.first)
         watch.start()
@@ -125,7 +126,7 @@ class Governor:
         grown = None if tree is None else TreeShape(tree.max_nodes, tree.branch)
         depths = scheduler.draft_depths(batch, *past.expected(len(lens), grown))
         drafted, batch = depths.tolist(), batch.within(depths)
-        settled = grown is None and self._whole and scheduler.takes_all(batch)
+        settled = grown is None and self._whole and self._sound and scheduler.takes_all(batch)
         ride = Ride(requests, batch, scheduler, active, Plan(drafted, method, grown, settled), past)
         self._latest = ride
         return ride
@@ -136,6 +137,7 @@ class Governor:
         confidence: `[n, N]`, or None from a drafter without; unsound: bool `[n, N]`, drafts that must not
         """
         ride.forest, ride.confidence = forest, confidence
+        bad = self._bad_drafts
         if confidence is None:
             known = ride.past.calibration.expected(len(ride.plan.depths), max(1, int(forest.depth.max())))
             survival = np.where(forest.depth > 0, np.take_along_axis(known, (forest.depth - 1).clip(0), 1), 0.0)
@@ -151,6 +153,7 @@ class Governor:
         if unsound is not None and unsound.any():
             kept &= forest.closed(~unsound)
             self._unsound += int(unsound.sum())
+        self._sound = self._bad_drafts == bad
         ride.past.observe(forest, survival, np.array(ride.plan.depths))
         ride.verified, ride.offered = kept, kept.sum(1).tolist()
         ride.predicted = survival[kept]
@@ -247,13 +250,17 @@ class Governor:
         said = [self._as_it_comes, *(past.calibration for past in self._past.values())]
         return sum(calibration.bad for calibration in said)
 
+    @property
+    def _bad_drafts(self) -> int:
+        return self._unsound + self._bad_confidences
+
     def _name_bad_drafts(self) -> None:
         """The log says when a draft model returns no numbers: the first time, and whenever it is ten times as many."""
-        bad = self._unsound + self._bad_confidences
+        bad = self._bad_drafts
         if bad >= max(1, 10 * self._bad_drafts_named):
             self._bad_drafts_named = bad
             logger.warning(
-                "dspark: the draft has returned NaN, or a confidence outside 0 to 1, for %d drafts: none is verified, "
+                "dspark: the draft has returned NaN, or a confidence outside 0 to 1, for %d drafts: none is accepted, "
                 "and answers stay exact; check its checkpoint",
                 bad,
             )

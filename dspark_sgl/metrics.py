@@ -49,7 +49,7 @@ METRICS = (
     Metric("policy", "gauge", "1 for the policy in force.", ("name", "digest")),
     Metric("policy_reloads", "counter", "Saved versions of the policy, by result: accepted or refused.", ("result",)),
     Metric("bad_confidences", "counter", "Confidences that were NaN or outside 0 to 1, and taken as 0."),
-    Metric("unsound_drafts", "counter", "Draft tokens drawn from a distribution of NaN; none is verified."),
+    Metric("unsound_drafts", "counter", "Draft tokens drawn from a distribution of NaN; none is accepted."),
 )
 
 

@@ -110,7 +110,6 @@ class ShapeChooser:
         contest = self._contest(requests)
         (contest.of_trees if tree else contest.of_chains).add(tokens, seconds)
 
-
     def _contest(self, requests: int) -> _Contest:
         """Of batches up to the next power of two, which is also as many as a GPU records graphs for."""
         return self._contests[(requests - 1).bit_length()]

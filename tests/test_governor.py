@@ -48,3 +48,19 @@ def test_a_confidence_of_zero_is_the_end_of_a_chain(tmp_path: Path, schedule: st
     rows = np.arange(deepest + 1)
     governor.learn(ride, np.where(rows <= accepted[:, None], rows, -1))
     assert calibration.expected(1, BLOCK)[0, 0] > before, "a draft that was not there has not been rejected"
+
+
+def test_a_draft_that_returns_nan_is_looked_at_before_it_is_verified(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("version: 1\nschedule: {kind: fixed, depth: 3}\n")
+    watch, load = PolicyWatch(str(policy)), LoadMeter(HardwareSampler())
+    governor = Governor(watch, BLOCK, 0, True, CostModel.from_points([]), Calibration(), load, None, None)
+    watch.close()
+    settled = []
+    for said in (0.9, math.nan, math.nan, 0.9, 0.9):
+        ride = governor.plan(requests(2))
+        settled.append(ride.plan.settled)
+        verified = governor.select(ride, Forest.chains(2, 3), np.full((2, 3), said))
+        assert verified.all() or not ride.plan.settled
+        governor.learn(ride, np.zeros((2, 1), dtype=np.int64))
+    assert settled == [True, True, False, False, True]
