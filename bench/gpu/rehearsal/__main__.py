@@ -1,7 +1,7 @@
 """Rehearses the GPU server where there is no GPU: plain SGLang and ours, one after the other, must answer alike.
 
     python -m bench.gpu.rehearsal [--policy fixed-5 --policy bench/policies/tree-16.yaml ...] [--users 3] [--tokens 32]
-                                  [--temperature 1]
+                                  [--temperature 1] [--algorithm EAGLE3_SGL]
 
 Both run with the arguments that they have on a GPU, under the stand-in of `sitecustomize.py`, in float32 and small
 enough for two cores: the same graphs, masks and plans, computed for real. Greedy answers of several users at once are
@@ -24,7 +24,7 @@ from dspark_sgl.server import Server
 from dspark_sgl.target import make_target
 
 from ..fleet import COMMON
-from ..serving import OURS, ROOT, TREE
+from ..serving import ROOT, TREE
 
 HERE = Path(__file__).parent
 ENVIRONMENT = {
@@ -53,6 +53,7 @@ def main() -> int:
     parser.add_argument("--users", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--algorithm", default="DSPARK_SGL", help="its draft must be shipped or cached")
     options = parser.parse_args()
     lines = (ROOT / "bench/prompts/eval.jsonl").read_text().splitlines()
     asked = [json.loads(line)["prompt"] for line in lines[: 2 * options.users]]
@@ -62,7 +63,8 @@ def main() -> int:
     for policy in options.policy or POLICIES:
         # A server runs in another folder.
         named = str(Path(policy).resolve()) if Path(policy).exists() else policy
-        ours = answers(policy, (*OURS, named), *asking)
+        speculating = ("--speculative-algorithm", options.algorithm, "--dspark-policy", named)
+        ours = answers(policy, speculating, *asking)
         equal = sum(mine == theirs for mine, theirs in zip(ours, plain, strict=True))
         print(f"{policy}: {equal} of {len(plain)} answers as plain's", flush=True)
         same = same and (equal == len(plain) or options.temperature > 0)
