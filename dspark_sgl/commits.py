@@ -90,16 +90,13 @@ def verify_commit(
 
 
 def early_commit(
-    batch: Any, layout: TreeLayout, path: Tensor, emitted: Tensor, lens: Tensor, slots: Tensor, hidden: Tensor | None
+    batch: Any, layout: TreeLayout, path: Tensor, emitted: Tensor, slots: Tensor, hidden: Tensor | None
 ) -> tuple[Commit, Tensor]:
-    """The same before the host knows how long the paths are: as many rows for everybody, those behind a path dead.
-
-    lens: int64 `[bs]`, as `batch.seq_lens_cpu` has them
-    """
+    """The same before the host knows how long the paths are: as many rows for everybody, those behind a path dead."""
     (requests, width), starts = path.shape, batch.seq_lens_cpu.tolist()
     kept = (layout.qo_indptr[:-1, None] + path.clamp(min=0)).flatten()
     commit = Commit(
-        positions=(lens[:, None] + torch.arange(width, device=lens.device)).flatten(),
+        positions=(batch.seq_lens[:, None] + torch.arange(width, device=path.device)).flatten(),
         cache_locs=slots[:, :width].where(path != NO_ROW, DEAD_SLOT).flatten(),
         successors=emitted.flatten(),
         hidden=None if hidden is None else hidden[kept],

@@ -201,7 +201,7 @@ class SpecWorker(BaseSpecWorker):
     def _speculate(self, batch: Any, plan: Plan, publish: Publish) -> GenerationBatchResult:
         """Draft, verify, accept, commit."""
         clock, sampling = self._steps.clock, Sampling.of(batch.sampling_info)
-        lens, anchors = batch.seq_lens, batch.spec_info.bonus_tokens
+        anchors = batch.spec_info.bonus_tokens
         slots = self._slots(batch, self._width)
         with clock.phase("draft"):
             proposal = self._propose(batch, plan, sampling, slots)
@@ -218,20 +218,20 @@ class SpecWorker(BaseSpecWorker):
             accepted = _agreed(
                 accept(layout, output.next_token_logits, proposal, sampling, plan.method, self._generator)
             )
-            new_lens = lens + accepted.lengths
-            publish(new_lens)
+            lens = batch.seq_lens + accepted.lengths
+            publish(lens)
             emitted, path = accepted.emitted(layout), Fetched(accepted.path)
             self._steps.asked(layout, seen, path)
         with clock.phase("commit"):
             if batch.return_logprob:
                 attach_logprobs(batch, output, layout, accepted, emitted)
-            self._commit(batch, lens, output, layout, accepted.path, emitted, path, slots)
+            self._commit(batch, output, layout, accepted.path, emitted, path, slots)
         return step_result(
             output,
             emitted.flatten(),
             accepted.lengths,
             accepted.bonus,
-            new_lens,
+            lens,
             stride=emitted.shape[1],
         )
 
@@ -286,7 +286,6 @@ class SpecWorker(BaseSpecWorker):
     def _commit(
         self,
         batch: Any,
-        lens: Tensor,
         output: Any,
         layout: TreeLayout,
         path: Tensor,
@@ -300,7 +299,7 @@ class SpecWorker(BaseSpecWorker):
         """
         hidden = self._take_hidden(output)
         if self._drafter.on_device and path.is_cuda:
-            commit, kept = early_commit(batch, layout, path, emitted, lens, slots, hidden)
+            commit, kept = early_commit(batch, layout, path, emitted, slots, hidden)
         else:
             commit, kept = verify_commit(batch, layout, path, emitted, path_lengths(known.get()), slots, hidden)
         if not layout.is_chain:

@@ -39,9 +39,9 @@ def test_an_early_commit_is_the_same_and_what_is_more_is_dead(seed: int) -> None
     lens = torch.randint(100, (requests,), generator=g)
     slots = 1 + torch.randperm(requests * (nodes + 1), generator=g).view(requests, nodes + 1)
     hidden = torch.randn(sum(layout.widths), 3, generator=g)
-    batch = SimpleNamespace(seq_lens_cpu=lens, req_pool_indices=torch.arange(requests))
+    batch = SimpleNamespace(seq_lens=lens, seq_lens_cpu=lens, req_pool_indices=torch.arange(requests))
     emitted = accepted.emitted(layout)
-    early, rows = early_commit(batch, layout, accepted.path, emitted, lens, slots, hidden)
+    early, rows = early_commit(batch, layout, accepted.path, emitted, slots, hidden)
     lengths = path_lengths(accepted.path)
     late, kept = verify_commit(batch, layout, accepted.path, emitted, lengths, slots, hidden)
     live = early.cache_locs != DEAD_SLOT
