@@ -75,6 +75,7 @@ _WORKER = (
     _srt("runtime_context.get_spec", "", "the speculative settings in force"),
     _srt("runtime_context.get_parallel", "", "agreeing across tensor-parallel ranks"),
     _srt("runtime_context.get_exec", "", "whether CUDA graphs are wanted"),
+    _srt("runtime_context.get_schedule", "", "whether the scheduler overlaps with the device"),
     _srt("runtime_context.get_observability", "", "whether the server has metrics"),
     _srt("speculative.spec_info.SpecInput", "", "what a batch carries between rounds"),
     _srt("speculative.spec_info.SpecInputType.DFLASH_DRAFT", "", "what a batch carries between rounds"),
