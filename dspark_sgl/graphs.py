@@ -36,7 +36,7 @@ DEFAULT_REQUESTS = 256
 class VerifyGraphs:
     """What SGLang's target runner replays: its `decode_cuda_graph_runner`.
 
-    chains, trees: the rungs, rows of each request; capture: what a forward keeps for the drafter
+    chains, trees: the rungs, rows of each request, ascending; capture: what a forward keeps for the drafter
     """
 
     def __init__(self, target: Any, chains: list[int], trees: list[int], capture: CaptureHiddenMode) -> None:
@@ -60,7 +60,7 @@ class VerifyGraphs:
 
     def fit(self, layout: TreeLayout) -> TreeLayout:
         """The layout itself, or padded to the next rung that holds its batch."""
-        for width, rung in sorted(self._rungs[layout.is_chain].items()):
+        for width, rung in self._rungs[layout.is_chain].items():
             if width >= layout.max_width:
                 return layout if layout.batch_size > rung.max_bs else layout.padded(layout.batch_size, width)
         return layout

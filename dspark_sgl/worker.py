@@ -223,9 +223,9 @@ class SpecWorker(BaseSpecWorker):
             emitted, path = accepted.emitted(layout), Fetched(accepted.path)
             self._steps.asked(layout, seen, path)
         with clock.phase("commit"):
+            self._commit(batch, output, layout, accepted.path, emitted, path, slots)
             if batch.return_logprob:
                 attach_logprobs(batch, output, layout, accepted, emitted)
-            self._commit(batch, output, layout, accepted.path, emitted, path, slots)
         return step_result(
             output,
             emitted.flatten(),

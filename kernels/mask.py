@@ -66,7 +66,7 @@ def fill_packed_mask(mask: PackedMask, layout: TreeLayout, prefix_lens: Tensor, 
 def flat_mask_torch(layout: TreeLayout, prefix_lens: Tensor) -> Tensor:
     """The reference: ones, and the ancestor mask where the rows themselves stand."""
     owner = layout.owner
-    row_widths = (prefix_lens + torch.tensor(layout.widths, device=prefix_lens.device))[owner]
+    row_widths = (prefix_lens + staged(layout.widths, prefix_lens.device))[owner]
     starts = row_widths.cumsum(0) - row_widths + prefix_lens[owner]
     mask = torch.ones(int(row_widths.sum()), dtype=torch.bool, device=prefix_lens.device)
     exists = layout.valid[owner]

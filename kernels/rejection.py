@@ -90,10 +90,9 @@ def reject_chain_torch(
     # u < p/q written without a division, so that q = 0 (never drawn) cannot produce a NaN.
     passed = exists & (coins.tries * draft_probs[:, : width - 1] < p)
     accepted = passed.to(torch.int64).cumprod(1).sum(1)
-    place = accepted.clamp(max=draft.probs.shape[1] - 1)
-    request = torch.arange(bs, device=device)
-    rejected = (accepted < staged(layout.widths, device) - 1) & draft_probs[request, place].isfinite()
-    q = draft.probs[request, place]
+    request, next_draft = torch.arange(bs, device=device), accepted.clamp(max=draft.probs.shape[1] - 1)
+    rejected = (accepted < staged(layout.widths, device) - 1) & draft_probs[request, next_draft].isfinite()
+    q = draft.probs[request, next_draft]
     last = target_probs[starts + accepted]
     left = residual(last, q, rejected.float(), draft.vocab)
     # p == q leaves an empty residual by rounding alone; a rejection there has probability 0 but for that rounding.
