@@ -24,6 +24,7 @@ from .cpu_platform import CpuPlatform
 from .draft_spelling import as_sglang_reads_it
 from .drafts import DraftError, check_draft, find_draft, read_draft_config
 from .settings import policy_name
+from .unserved import refuse_settings, refuse_target
 
 logger = logging.getLogger(__name__)
 
@@ -94,8 +95,9 @@ class DrafterAlgorithm(CustomSpecAlgo):
             raise SystemExit(f"error: {error}") from None
 
     def _configure(self, args: Any) -> None:
-        if args.pp_size != 1:
-            raise DraftError(f"{self.name} does not run with pipeline parallelism; remove --pp-size {args.pp_size}")
+        refuse_settings(args, self.name)
+        target = _local(args.model_path, args.revision)
+        refuse_target(target, self.name)
         if args.speculative_num_steps is not None and args.speculative_num_steps < 1:
             raise DraftError("--speculative-num-steps must be at least 1; for plain decoding use --dspark-policy off")
         if not isinstance(current_platform, CpuPlatform):
@@ -111,7 +113,7 @@ class DrafterAlgorithm(CustomSpecAlgo):
         args.speculative_eagle_topk = 1
         block = args.speculative_num_steps
         if self.drafter_class.uses_target_hidden:
-            draft = self._draft(args)
+            draft = self._draft(args, target)
             args.speculative_draft_model_path = str(draft)
             args.speculative_draft_model_revision = None
             if self.drafter_class.recurrent:
@@ -130,9 +132,8 @@ class DrafterAlgorithm(CustomSpecAlgo):
             args.speculative_num_draft_tokens = max(args.speculative_num_draft_tokens or DEFAULT_NODES + 1, block + 1)
         args.speculative_num_steps = block
 
-    def _draft(self, args: Any) -> Path:
+    def _draft(self, args: Any, target: Path) -> Path:
         """The draft checkpoint: the one named, or the one shipped or cached for this target."""
-        target = _local(args.model_path, args.revision)
         named = args.speculative_draft_model_path
         path = find_draft(target, self.name) if named is None else _local(named, args.speculative_draft_model_revision)
         if path is None:

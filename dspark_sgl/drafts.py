@@ -26,7 +26,7 @@ __all__ = ["DraftConfig", "DraftError", "check_draft", "find_draft", "known_draf
 
 # The model classes that a drafter of ours knows its way around in.
 _SERVED = {
-    "dspark": (*DSPARK_BACKBONES, "Lfm2DSparkDraftModel", "DSparkMiniMaxDraftModel"),
+    "dspark": (*DSPARK_BACKBONES, "DSparkMiniMaxDraftModel"),
     "dflash": (DFLASH, *DSPARK_BACKBONES),
 }
 

@@ -35,6 +35,8 @@ def args(tmp_path: Path) -> SimpleNamespace:
         speculative_num_steps=None,
         speculative_num_draft_tokens=None,
         pp_size=1,
+        attn_dp_size=1,
+        disaggregation_mode="null",
         cuda_graph_config=CudaGraphConfig(decode=PhaseConfig("full"), prefill=PhaseConfig("full")),
     )
 
@@ -105,9 +107,42 @@ def test_an_unknown_policy(args: SimpleNamespace, monkeypatch: pytest.MonkeyPatc
     assert "fixed-55" in refusal(args)
 
 
-def test_pipeline_parallelism(args: SimpleNamespace) -> None:
-    args.pp_size = 2
-    assert "--pp-size" in refusal(args)
+@pytest.mark.parametrize(
+    ("field", "value", "named"),
+    [
+        ("pp_size", 2, "--pp-size 2"),
+        ("attn_dp_size", 2, "data-parallel attention"),
+        ("disaggregation_mode", "decode", "--disaggregation-mode decode"),
+    ],
+)
+def test_a_setting_that_rounds_do_not_fit(args: SimpleNamespace, field: str, value: object, named: str) -> None:
+    setattr(args, field, value)
+    assert named in refusal(args)
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"kv_lora_rank": 512}, "MLA"),
+        ({"compress_ratios": [4, 128]}, "MLA"),
+        ({"layer_types": ["linear_attention", "full_attention"]}, "linear_attention"),
+        ({"mamba_d_state": 128}, "mamba_d_state"),
+        ({"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}, "M-RoPE"),
+    ],
+)
+def test_a_target_that_a_verify_does_not_fit(args: SimpleNamespace, fields: dict[str, Any], named: str) -> None:
+    """A text model, or the text part of another."""
+    config = Path(args.model_path) / "config.json"
+    for content in ({**TARGET, **fields}, {"text_config": {**TARGET, **fields}}):
+        config.write_text(json.dumps(content))
+        text = refusal(args)
+        assert named in text and str(config) in text and "start without" in text
+
+
+def test_a_target_with_sliding_windows_starts(args: SimpleNamespace) -> None:
+    layers = {"layer_types": ["sliding_attention", "full_attention"], "mamba_chunk_size": None}
+    (Path(args.model_path) / "config.json").write_text(json.dumps({**TARGET, **layers}))
+    configure(args)
 
 
 def test_an_sglang_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
