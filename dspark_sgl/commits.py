@@ -29,10 +29,10 @@ def prefill_commit(batch: Any, sampled: Tensor, hidden: Tensor | None, kept: Ten
     positions = [torch.arange(start, start + count) for start, count in zip(starts, counts, strict=True)]
     successors = torch.empty_like(batch.input_ids, dtype=torch.int64)
     successors[:-1] = batch.input_ids[1:]
-    last = torch.tensor(counts, device=device).cumsum(0) - 1
+    last = staged(counts, device).cumsum(0) - 1
     successors[last] = _tails(batch.reqs, sampled)
     commit = Commit(
-        positions=torch.cat(positions).to(device),
+        positions=staged(torch.cat(positions), device),
         cache_locs=batch.out_cache_loc,
         successors=successors,
         hidden=hidden,

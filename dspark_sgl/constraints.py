@@ -6,6 +6,7 @@ Never samples.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,11 +15,12 @@ from sglang.srt.speculative.spec_utils import GrammarTree, generate_token_bitmas
 from torch import Tensor
 
 from dspark_sgl.kernels.layout import ROOT, TreeLayout
+from dspark_sgl.kernels.staging import pinned
 
 
 def has_moving_penalties(params: Any) -> bool:
     """A penalty that depends on the tokens emitted so far. Inside a tree every branch would need its own count, so such
-    a request gets one row per round, where SGLang's count is exact."""
+    a request gets one row per round, where SGLang counts as it does for plain decoding."""
     return bool(
         params.frequency_penalty or params.presence_penalty or params.repetition_penalty != 1.0 or params.min_new_tokens
     )
@@ -44,30 +46,34 @@ class GrammarRows:
         self._grammar = grammar
 
     @classmethod
-    def build(cls, layout: TreeLayout, batch: Any) -> GrammarRows | None:
-        """Walk each request's grammar down its tree on the host; None when no request has one."""
-        if not batch.has_grammar:
-            return None
-        child, sibling = tree_links(layout)
-        tree = GrammarTree.from_host(child, sibling, layout.tokens.cpu())
+    def build(cls, layout: TreeLayout, rows: Tensor, batch: Any) -> GrammarRows | None:
+        """Walk each request's grammar down its tree; None when no request has one.
+
+        rows: int64 `[2, bs, W]`, the layout's tokens and parents, on the host
+        """
+        tokens, parents = rows
+        tree = GrammarTree.from_host(*tree_links(parents, layout.widths), tokens)
         bitmask, grammar = generate_token_bitmask(batch.reqs, *tree.resolve(), batch.sampling_info.vocab_size)
         if bitmask is None or grammar is None:
             return None
-        rows = layout.pack(bitmask.view(layout.batch_size, layout.max_width, -1).to(layout.tokens.device))
-        return cls(rows.contiguous(), grammar)
+        device = layout.tokens.device
+        masks = pinned(bitmask.view(layout.batch_size, layout.max_width, -1), device).to(device, non_blocking=True)
+        return cls(layout.pack(masks).contiguous(), grammar)
 
     def apply(self, logits: Tensor) -> None:
         self._grammar.apply_vocab_mask(logits=logits, vocab_mask=self._bitmask)
 
 
-def tree_links(layout: TreeLayout) -> tuple[Tensor, Tensor]:
-    """int64 `[bs, W]` twice, on the host: first child and next sibling of every row, -1 for none."""
-    parents = layout.parents.cpu()
+def tree_links(parents: Tensor, widths: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """int64 `[bs, W]` twice, on the host: first child and next sibling of every row, -1 for none.
+
+    parents, widths: as in `TreeLayout`, on the host
+    """
     child = torch.full_like(parents, -1)
     sibling = torch.full_like(parents, -1)
     for request, row_parents in enumerate(parents.tolist()):
         # From the last row up, so that a later sibling is known when an earlier one is linked.
-        for row in range(layout.widths[request] - 1, 0, -1):
+        for row in range(widths[request] - 1, 0, -1):
             parent = row_parents[row]
             if parent != ROOT:
                 sibling[request, row] = child[request, parent]

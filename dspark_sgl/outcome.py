@@ -44,7 +44,8 @@ def step_result(
 def attach_logprobs(batch: Any, output: Any, layout: TreeLayout, accepted: Acceptance, emitted: Tensor) -> None:
     """Log-probabilities of the emitted tokens, int64 `[bs, P]`, each from the row it was emitted after."""
     row = layout.qo_indptr[:-1, None] + accepted.path.clamp(min=0)
-    after = torch.zeros(sum(layout.widths), dtype=torch.int64, device=row.device)
-    on_path = accepted.path != NO_ROW
-    after[row[on_path]] = emitted[on_path]
-    compute_spec_logprobs(batch, output, after, accept_index=row)
+    rows = sum(layout.widths)
+    # What a path does not have goes to a row behind the last: picking by a mask would wait for the device to count.
+    target = row.where(accepted.path != NO_ROW, rows).flatten()
+    after = torch.zeros(rows + 1, dtype=torch.int64, device=row.device).scatter_(0, target, emitted.flatten())
+    compute_spec_logprobs(batch, output, after[:rows], accept_index=row)

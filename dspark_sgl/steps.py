@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dspark_sgl.kernels.layout import TreeLayout
-from dspark_sgl.kernels.staging import Fetched
+from dspark_sgl.kernels.staging import Fetched, Mark
 from dspark_sgl.kernels.walk import path_lengths
 
 from .clock import PREFILL, RoundClock
@@ -28,9 +28,12 @@ from .seen import Seen
 
 @dataclass
 class _Step:
-    """A decode step from plan to learning. ride: on rank 0; layout, seen, path: of a round
+    """A decode step from plan to learning.
 
     plain: nobody can speculate, whatever the policy says
+    ride: the governor's record of it; on rank 0 only
+    layout, seen, path: filled in when a round has been enqueued; a plain step has none
+    span: the device's ends of the step before and of this one; where the scheduler overlaps
     """
 
     requests: Sequence[Any]
@@ -40,27 +43,30 @@ class _Step:
     layout: TreeLayout | None = None
     seen: Seen | None = None
     path: Fetched | None = None
+    span: tuple[Mark, Mark] | None = None
 
 
 class Steps:
     """`ahead`: SGLang overlaps its scheduler with the device."""
 
-    def __init__(self, ahead: bool) -> None:
+    def __init__(self, ahead: bool, device: torch.device | str) -> None:
         self.clock = RoundClock()
         self.governor: Governor | None = None
-        self._ahead = ahead
+        self._ahead, self._device = ahead, device
         self._book = RequestBook()
         self._before: _Step | None = None
         self._open: _Step | None = None
         self._next: _Step | None = None
-        self._seconds: float | None = None
+        self._ended: Mark | None = None
 
     def begin(self, batch: Any) -> None:
         """SGLang's scheduler has a batch."""
         self._before, self._open = self._open, None
-        self._seconds = self.clock.enter(batch.after_idle_gap)
+        seconds = self.clock.enter(batch.after_idle_gap)
         if not self._ahead:
-            self._time(self._before)
+            self._time(self._before, seconds)
+        elif self._ended is None or batch.after_idle_gap:
+            self._ended = Mark(self._device)  # with nothing to do, the device begins now
 
     def plan(self, batch: Any) -> Plan:
         """How deep each request is drafted, and how drafts are accepted."""
@@ -89,7 +95,7 @@ class Steps:
         return agree(kept)
 
     def asked(self, layout: TreeLayout, seen: Seen, path: Fetched) -> None:
-        """A round has been asked of the device. path: as in `Acceptance`"""
+        """A round has been enqueued; its path arrives later. path: as in `Acceptance`"""
         assert self._open is not None
         self._open.layout, self._open.seen, self._open.path = layout, seen, path
 
@@ -97,8 +103,16 @@ class Steps:
         """Back to SGLang's scheduler, after a step of this kind."""
         self.clock.leave(kind, len(batch.reqs))
         if self._ahead:
+            assert self._ended is not None
+            began, self._ended = self._ended, Mark(self._device)
+            if self._open is not None:
+                self._open.span = began, self._ended
             self._learn(self._before)
-            self._time(self._before)
+            if self._before is not None and self._before.span is not None:
+                # By the host's clock a step ends where the next is scheduled: at once after a plain one, which has
+                # published its lengths before it ran, and after acceptance otherwise. The device's clock is fair.
+                start, end = self._before.span
+                self._time(self._before, end.since(start))
             # The device is busy, and most steps are followed by one of the same requests.
             self._next = self._open and self._planned(
                 self._open.requests, batch.seq_lens_cpu.tolist(), self._open.plain
@@ -106,9 +120,9 @@ class Steps:
         elif kind != PREFILL:
             self._learn(self._open)
 
-    def _time(self, step: _Step | None) -> None:
-        if step is not None and step.ride is not None and self.governor is not None and self._seconds is not None:
-            self.governor.timed(step.ride, self._seconds)
+    def _time(self, step: _Step | None, seconds: float | None) -> None:
+        if step is not None and step.ride is not None and self.governor is not None and seconds is not None:
+            self.governor.timed(step.ride, seconds)
 
     def _learn(self, step: _Step | None) -> None:
         """What a step brought, for clock, requests and policy."""

@@ -6,9 +6,9 @@ SGLang's scheduler calls `forward_batch_generation` for every batch: a prefill c
 which nobody speculates is a plain decode step of SGLang itself. The worker never knows which drafter it drives and
 never looks into a policy: `steps.py` answers `plan` and `select`, and is told what became of it.
 
-On a GPU the host only asks, and the GPU has the next thing to do before it is done with the last. As soon as lengths
-can be asked for they are published, and SGLang's scheduler goes on: it reads what this round brought while the next
-one runs.
+On a GPU the host only enqueues: the next kernels are queued before the last ones finish, and nothing here may block.
+New lengths are published as soon as they are enqueued, and SGLang's scheduler goes on: it reads what this round brought
+while the next one runs.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class SpecWorker(BaseSpecWorker):
         self._generator = torch.Generator(device=self.device).manual_seed(int(target_worker.random_seed))
         self._graphs: VerifyGraphs | None = None
         self._capture = CaptureHiddenMode.FULL if self._drafter.uses_target_hidden else CaptureHiddenMode.NULL
-        self._steps = Steps(ahead=not get_schedule().disable_overlap_schedule)
+        self._steps = Steps(not get_schedule().disable_overlap_schedule, self.device)
 
     # -- What SGLang asks of any speculative worker ------------------------------------------------------------------
 
@@ -157,6 +157,7 @@ class SpecWorker(BaseSpecWorker):
         publish(lens)
         result = self._target_worker.forward_batch_generation(batch, capture_hidden_mode=self._capture)
         output, anchors = result.logits_output, agree(result.next_token_ids.to(torch.int64))
+        result.next_token_ids = anchors  # of several ranks, SGLang shall finish requests by the same token
         kept = output.hidden_states_token_indices
         self._drafter.observe(prefill_commit(batch, anchors, self._take_hidden(output), kept))
         result.new_seq_lens = lens
@@ -211,10 +212,13 @@ class SpecWorker(BaseSpecWorker):
                 layout = chain_layout(anchors, proposal.tokens, plan.depths)
             else:
                 layout = self._select(anchors, proposal, seen)
+            rows = Fetched(torch.stack([layout.tokens, layout.parents])) if batch.has_grammar else None
         with clock.phase("verify"):
-            output = self._verify(batch, layout, slots)
+            result = self._verify(batch, layout, slots)
+            output = result.logits_output
         with clock.phase("accept"):
-            constrain(output.next_token_logits, layout, batch.sampling_info, GrammarRows.build(layout, batch))
+            grammar = None if rows is None else GrammarRows.build(layout, rows.get(), batch)
+            constrain(output.next_token_logits, layout, batch.sampling_info, grammar)
             accepted = _agreed(
                 accept(layout, output.next_token_logits, proposal, sampling, plan.method, self._generator)
             )
@@ -233,6 +237,7 @@ class SpecWorker(BaseSpecWorker):
             accepted.bonus,
             lens,
             stride=emitted.shape[1],
+            can_run_cuda_graph=result.can_run_cuda_graph,
         )
 
     # -- The steps of a round ----------------------------------------------------------------------------------------
@@ -271,7 +276,7 @@ class SpecWorker(BaseSpecWorker):
             return chain_layout(anchors, proposal.tokens, kept.sum(1).tolist())
         return tree_layout(anchors, proposal.tokens, seen.parents, kept)
 
-    def _verify(self, batch: Any, layout: TreeLayout, slots: Tensor) -> Any:
+    def _verify(self, batch: Any, layout: TreeLayout, slots: Tensor) -> GenerationBatchResult:
         """One target forward over every row of every tree; logits `[rows, V]` and hidden states `[rows, K H]`."""
         wide = layout if self._graphs is None else self._graphs.fit(layout)
         batch.forward_mode = ForwardMode.TARGET_VERIFY
@@ -281,7 +286,7 @@ class SpecWorker(BaseSpecWorker):
         batch.spec_info = VerifyInput(wide, batch.seq_lens, batch.seq_lens_cpu, self._capture)
         result = self._target_worker.forward_batch_generation(batch, is_verify=True, capture_hidden_mode=self._capture)
         live_rows(layout, wide, result.logits_output)
-        return result.logits_output
+        return result
 
     def _commit(
         self,

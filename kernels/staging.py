@@ -3,6 +3,7 @@ followed by a wait for all that the GPU still has to do, so what a round sends g
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import torch
@@ -38,3 +39,21 @@ class Fetched:
         if self._event is not None:
             self._event.synchronize()
         return self._host
+
+
+class Mark:
+    """The moment at which a device is done with all that has been asked of it so far."""
+
+    def __init__(self, device: torch.device | str) -> None:
+        self._event = None
+        self._seconds = time.perf_counter()
+        if torch.device(device).type == "cuda":
+            self._event = torch.cuda.Event(enable_timing=True)
+            self._event.record()
+
+    def since(self, earlier: Mark) -> float:
+        """Seconds between the two; waits until this one has passed."""
+        if self._event is None or earlier._event is None:
+            return self._seconds - earlier._seconds
+        self._event.synchronize()
+        return earlier._event.elapsed_time(self._event) / 1e3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -96,7 +97,7 @@ def step(steps: Steps, governor: Governor, batch: Any, kind: str = ROUND) -> lis
 
 
 def steps_of(ahead: bool, settled: bool) -> tuple[Steps, Governor]:
-    steps, governor = Steps(ahead), Governor(settled)
+    steps, governor = Steps(ahead, "cpu"), Governor(settled)
     steps.governor = governor  # type: ignore[assignment]
     return steps, governor
 
@@ -128,3 +129,32 @@ def test_another_batch_is_planned_anew(seed: bool) -> None:
     said = step(steps, governor, other)
     assert said[0] == "plan 3"
     assert ("asked" in said) != seed, "a seed promises plain decoding's tokens"
+
+
+class Moment:
+    """A `Mark` that passes when the test says."""
+
+    coming: Iterator[float] = iter(())
+
+    def __init__(self, _device: object) -> None:
+        self.at = next(Moment.coming)
+
+    def since(self, earlier: Moment) -> float:
+        return self.at - earlier.at
+
+
+def test_steps_that_overlap_are_timed_by_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the end of the step before to its own; from its beginning where the device had been idle."""
+    monkeypatch.setattr("dspark_sgl.steps.Mark", Moment)
+    Moment.coming = iter([100.0, 107.0, 112.0, 119.0, 500.0, 507.0, 514.0])
+    steps, governor = steps_of(ahead=True, settled=True)
+    times: list[tuple[int, float]] = []
+    monkeypatch.setattr(governor, "timed", lambda ride, seconds: times.append((ride.number, seconds)))
+    request = Request("a")
+    for batch in (batch_of(request), batch_of(request, seed=True), batch_of(request)):  # a round, a plain step, a round
+        step(steps, governor, batch)
+    idle = batch_of(request)
+    idle.after_idle_gap = True
+    step(steps, governor, idle)
+    step(steps, governor, batch_of(request))
+    assert [seconds for _, seconds in times] == [7.0, 5.0, 7.0, 7.0]
