@@ -1,30 +1,30 @@
 """Attention for SGLang on a plain CPU: prefill, decode and tree verification in one batched backend.
 
-Every forward, whatever its mode, is a list of *segments*: ``rows`` consecutive query rows of one
-request behind a prefix of ``prefix`` cached tokens. Segments of similar size are padded to a common
-rectangle (a *bucket*) and each bucket is one gather of keys and values and one fused attention call
-per layer. Everything that depends on lengths, slots and masks is computed once per forward
-(``cpu_attention_plan.py``).
+Every forward, whatever its mode, is a list of *segments*: `rows` consecutive query rows of one request behind a prefix
+of `prefix` cached tokens. Segments of similar size are padded to a common rectangle (a *bucket*), and each bucket is
+one gather of keys and values and one fused attention call per layer. Everything that depends on lengths, slots and
+masks is computed once per forward (`cpu_attention_plan.py`).
 
     out[row] = softmax(cap(scale * q[row] K^T) + mask[row]) V,   mask in {0, -inf}
 
-A row sees its whole prefix (or its window of it) and, of the new rows of its own request: those up to
-and including itself (causal), all of them (``ENCODER_ONLY`` layers, a drafter's block), or those that
-``spec_info.tree_mask`` names (a draft tree).
+A row sees its whole prefix (or its window of it) and, of the new rows of its own request: those up to and including
+itself (causal), all of them (`ENCODER_ONLY` layers, a drafter's block), or those that `spec_info.tree_mask` names (a
+draft tree).
 
-It never loops over requests inside a layer, never launches a kernel that a CPU lacks, and never
-answers a mode it does not know: MLA, cross attention and attention sinks raise.
+It never loops over requests inside a layer, never launches a kernel that a CPU lacks, and never answers a mode it does
+not know: MLA, cross attention and attention sinks raise.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.radix_attention import AttentionType
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from .cpu_attention_plan import Batch, Bucket, Plan, View, make_plan
@@ -50,7 +50,7 @@ class CpuAttentionBackend(AttentionBackend):
         self._swa_layers: dict[int, tuple[int, bool]] = (
             self.pool.layers_mapping if isinstance(self.pool, SWAKVPool) else {}
         )
-        self._swa_out_loc: torch.Tensor | None = None
+        self._swa_out_loc: Tensor | None = None
         self._plans: dict[View, Plan] = {}
         self._layer_plans: dict[int, Plan] = {}
 
@@ -69,14 +69,14 @@ class CpuAttentionBackend(AttentionBackend):
 
     def forward_extend(
         self,
-        q: torch.Tensor,
-        k: torch.Tensor | None,
-        v: torch.Tensor | None,
+        q: Tensor,
+        k: Tensor | None,
+        v: Tensor | None,
         layer: RadixAttention,
         forward_batch: ForwardBatch,
         save_kv_cache: bool = True,
-        **kwargs,
-    ) -> torch.Tensor:
+        **kwargs: Any,
+    ) -> Tensor:
         """q: [rows, q heads * head dim]; k, v: [rows, kv heads, dim] -> [rows, q heads * v head dim]."""
         if layer.is_cross_attention:
             raise NotImplementedError(f"attention backend {NAME!r} has no cross attention")
@@ -114,10 +114,10 @@ class CpuAttentionBackend(AttentionBackend):
         return self._plans[view]
 
 
-def read_batch(forward_batch: ForwardBatch, req_to_token: torch.Tensor) -> Batch:
+def read_batch(forward_batch: ForwardBatch, req_to_token: Tensor) -> Batch:
     """Bring every mode to the same form: rows behind prefixes.
 
-    ``seq_lens`` counts the new rows in decode and extend, and does not in TARGET_VERIFY.
+    `seq_lens` counts the new rows in decode and extend, and does not in TARGET_VERIFY.
     """
     mode = forward_batch.forward_mode
     lens = forward_batch.seq_lens.tolist()
@@ -149,9 +149,7 @@ def read_batch(forward_batch: ForwardBatch, req_to_token: torch.Tensor) -> Batch
     return Batch(rows, prefix, slots, tree, depth)
 
 
-def attend(
-    bucket: Bucket, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layer: RadixAttention
-) -> torch.Tensor:
+def attend(bucket: Bucket, q: Tensor, keys: Tensor, values: Tensor, layer: RadixAttention) -> Tensor:
     """One bucket: q [all rows, q heads * d], pool k and v [slots, kv heads, d] -> [batch * rows, q heads * dv]."""
     b, n, heads, dim = bucket.batch, bucket.rows, layer.tp_k_head_num, layer.qk_head_dim
     if isinstance(bucket.slots, slice):
@@ -173,9 +171,7 @@ def attend(
     return out.view(b, heads, n, group, -1).transpose(1, 2).reshape(b * n, -1)
 
 
-def fused(
-    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, bucket: Bucket, layer: RadixAttention
-) -> torch.Tensor:
+def fused(q: Tensor, keys: Tensor, values: Tensor, bucket: Bucket, layer: RadixAttention) -> Tensor:
     """[batch, heads, rows, d] attention; the logit cap, which the fused kernel lacks, goes step by step."""
     if layer.logit_cap > 0:
         scores = torch.matmul(q, keys.transpose(2, 3)).float() * layer.scaling
@@ -195,7 +191,7 @@ def fused(
 
 
 def register() -> None:
-    """Make ``--attention-backend dspark_cpu`` known, for targets and drafts. Safe to call more than once."""
+    """Make `--attention-backend dspark_cpu` known, for targets and drafts. Safe to call more than once."""
     from sglang.srt.arg_groups import choices
     from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS, register_attention_backend
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 # A long causal run of rows is cut here, so that early rows do not pay for late keys and a mask stays small.
 CHUNK_ROWS = 256
@@ -27,9 +28,9 @@ ROWS_PER_FETCH = 12
 
 @dataclass(frozen=True)
 class Segment:
-    """``rows`` query rows from flat row ``first`` on; row r sees keys ``[0, prefix + r]`` when causal.
+    """`rows` query rows from flat row `first` on; row r sees keys `[0, prefix + r]` when causal.
 
-    ``keys`` is how many tokens of the request there are to see (prefix and new rows together).
+    `keys` is how many tokens of the request there are to see (prefix and new rows together).
     """
 
     request: int
@@ -41,7 +42,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Bucket:
-    """Segments padded to one rectangle ``batch x rows x keys``.
+    """Segments padded to one rectangle `batch x rows x keys`.
 
     slots: int64 [batch * keys], or the slice of the pool they are when they lie in a row.
     q_rows: int64 [batch * rows], the flat row of each padded row, or the slice they are.
@@ -51,9 +52,9 @@ class Bucket:
     batch: int
     rows: int
     keys: int
-    slots: torch.Tensor | slice
-    q_rows: torch.Tensor | slice
-    mask: torch.Tensor | None
+    slots: Tensor | slice
+    q_rows: Tensor | slice
+    mask: Tensor | None
     causal: bool
     fold: bool
 
@@ -63,7 +64,7 @@ class Plan:
     """The buckets of a forward, and where each flat row is found in their concatenated output (None: in order)."""
 
     buckets: tuple[Bucket, ...]
-    order: torch.Tensor | None
+    order: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -81,17 +82,17 @@ class View:
 
 @dataclass(frozen=True)
 class Batch:
-    """One forward. ``slots`` int64 [requests, longest]: the pool slot of every token, prefix then new rows.
+    """One forward. `slots` int64 [requests, longest]: the pool slot of every token, prefix then new rows.
 
-    ``tree``: bool [sum rows, max rows] and ``depth``: int64 [sum rows] (position minus prefix) for a draft
+    `tree`: bool [sum rows, max rows] and `depth`: int64 [sum rows] (position minus prefix) for a draft
     tree, None when new rows follow one another.
     """
 
     rows: list[int]
     prefix: list[int]
-    slots: torch.Tensor
-    tree: torch.Tensor | None = None
-    depth: torch.Tensor | None = None
+    slots: Tensor
+    tree: Tensor | None = None
+    depth: Tensor | None = None
 
 
 def segments_of(batch: Batch, view: View) -> list[Segment]:
@@ -132,8 +133,8 @@ def bucketed(segments: list[Segment], width: int) -> list[list[Segment]]:
     return sorted((sorted(b, key=lambda s: s.first) for b in buckets), key=lambda b: b[0].first)
 
 
-def make_plan(batch: Batch, view: View, translate: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Plan:
-    """Buckets for layers of this ``view``; ``translate`` maps slots into a separate sliding-window pool."""
+def make_plan(batch: Batch, view: View, translate: Callable[[Tensor], Tensor] | None = None) -> Plan:
+    """Buckets for layers of this `view`; `translate` maps slots into a separate sliding-window pool."""
     total = sum(batch.rows)
     buckets: list[Bucket] = []
     found = torch.empty(total, dtype=torch.int64)
@@ -148,11 +149,11 @@ def make_plan(batch: Batch, view: View, translate: Callable[[torch.Tensor], torc
 
 
 def make_bucket(
-    group: list[Segment], batch: Batch, view: View, translate: Callable[[torch.Tensor], torch.Tensor] | None = None
-) -> tuple[Bucket, torch.Tensor, torch.Tensor]:
+    group: list[Segment], batch: Batch, view: View, translate: Callable[[Tensor], Tensor] | None = None
+) -> tuple[Bucket, Tensor, Tensor]:
     """The bucket, which of its padded rows are real (bool [batch * rows]) and their flat rows (int64).
 
-    A key column c of a segment is token ``start + c`` of its request, ``start`` > 0 where a window lets the
+    A key column c of a segment is token `start + c` of its request, `start` > 0 where a window lets the
     bucket skip the front. Padding repeats a real token's slot: its weight is zero, and it must be finite.
     """
     request, first, rows, prefix, keys = (
@@ -203,13 +204,13 @@ def make_bucket(
 def visible(
     batch: Batch,
     view: View,
-    flat: torch.Tensor,
-    position: torch.Tensor,
-    prefix: torch.Tensor,
-    token: torch.Tensor,
-    valid: torch.Tensor,
-) -> torch.Tensor:
-    """bool [batch, rows, keys]: may this row (``flat``, at ``position``) see this key (``token``)?"""
+    flat: Tensor,
+    position: Tensor,
+    prefix: Tensor,
+    token: Tensor,
+    valid: Tensor,
+) -> Tensor:
+    """bool [batch, rows, keys]: may this row (`flat`, at `position`) see this key (`token`)?"""
     at = token
     see = valid[:, None, :]
     if batch.tree is not None and batch.depth is not None and view.causal:
@@ -227,7 +228,7 @@ def visible(
     return see.expand(-1, flat.shape[1], -1)
 
 
-def additive(see: torch.Tensor, real: torch.Tensor, view: View, fold: bool) -> torch.Tensor | None:
+def additive(see: Tensor, real: Tensor, view: View, fold: bool) -> Tensor | None:
     """0 where visible, -inf elsewhere, [batch, 1, rows, keys]; rows repeat per query head when folded."""
     see = see | ~real[:, :, None]  # a padding row must not divide by nothing
     if bool(see.all()):
@@ -238,7 +239,7 @@ def additive(see: torch.Tensor, real: torch.Tensor, view: View, fold: bool) -> t
     return mask[:, None]
 
 
-def as_run(index: torch.Tensor) -> torch.Tensor | slice:
+def as_run(index: Tensor) -> Tensor | slice:
     """A slice when the indices follow one another: a view then replaces a copy."""
     first, last = int(index[0]), int(index[-1])
     if last - first == len(index) - 1 and torch.equal(index, torch.arange(first, last + 1)):

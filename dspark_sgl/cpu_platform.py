@@ -1,4 +1,4 @@
-"""A plain CPU as an SGLang platform: ``python -m sglang.launch_server --model-path M`` and nothing else.
+"""A plain CPU as an SGLang platform: `python -m sglang.launch_server --model-path M` and nothing else.
 
 It fills in only what the user left open (attention backend, memory, chunk size). `cpu_activation.py` says when SGLang
 takes it. SGLang imports this module while it is being imported itself; whoever needs it imports `sglang` before.
@@ -34,7 +34,7 @@ class CpuPlatform(CpuDeviceMixin, SRTPlatform):
     device_type = "cpu"
     capabilities = PlatformCapabilities()
 
-    def get_device(self, device_id: int = 0) -> str:  # SGLang compares ``server_args.device`` with strings
+    def get_device(self, device_id: int = 0) -> str:  # SGLang compares `server_args.device` with strings
         return "cpu"
 
     def apply_server_args_defaults(self, server_args: Any) -> None:

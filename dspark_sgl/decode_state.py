@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from sglang.srt.speculative.eagle_utils import eagle_prepare_for_decode
 from sglang.srt.speculative.spec_info import SpecInput, SpecInputType
@@ -28,7 +30,7 @@ class DecodeState(SpecInput):
         self.num_tokens_per_req = 1
         self.num_tokens_for_logprob_per_req = 1
 
-    def prepare_for_decode(self, batch) -> None:
+    def prepare_for_decode(self, batch: Any) -> None:
         """Reserve KV for the widest verify and accumulate penalties; SGLang's stateless preparation does both."""
         eagle_prepare_for_decode(batch)
 
