@@ -27,3 +27,12 @@ def test_the_page_begins_as_the_runner_writes_it() -> None:
     from bench.gpu.report import HEAD
 
     assert (ROOT / "docs" / "gpu.md").read_text().startswith(HEAD)
+
+
+def test_a_new_section_goes_before_the_others_and_after_the_introduction() -> None:
+    from bench.gpu.report import HEAD, with_section
+
+    page = HEAD + "\n## Summary\n\nText.\n\n## 2026-01-01, a card\n\nOld.\n"
+    found = with_section(page, "## 2026-02-02, a card\n\nNew.\n")
+    assert found == page.replace("## 2026-01-01", "## 2026-02-02, a card\n\nNew.\n\n## 2026-01-01")
+    assert with_section(HEAD, "## 2026-02-02, a card\n") == HEAD + "\n## 2026-02-02, a card\n"

@@ -27,10 +27,11 @@ TESTS = ("tests/test_kernels_triton.py", "tests/test_kernels_nan.py", "tests/tes
 PACKAGES = ("torch", "triton", "flashinfer-python", "sglang")
 HEAD = """# On GPUs
 
-What `bench/gpu/run` has found, newest first. Times are medians; a floor is the bytes that a kernel must read and write
-over the bandwidth of a copy on the same card. What is not in a section has not run on that card.
+What `bench/gpu/run` has measured, newest first. Times are medians. The floor of a kernel is the time that the bytes it
+must read and write take at the bandwidth of a copy on the same card. What a section does not mention has not run on its
+card.
 """
-NOTHING = "Nothing yet: no GPU has been at hand.\n"
+SECTION = re.compile(r"^## \d{4}-", re.MULTILINE)
 
 
 def main() -> int:
@@ -81,9 +82,15 @@ def main() -> int:
     section = "\n".join(lines)
     print(section)
     if not options.small:
-        before = options.out.read_text().removeprefix(HEAD).replace(NOTHING, "") if options.out.exists() else ""
-        options.out.write_text("\n".join([HEAD, section, before.lstrip("\n")]).rstrip("\n") + "\n")
+        options.out.write_text(with_section(options.out.read_text() if options.out.exists() else HEAD, section))
     return 0 if all(passed) else 1
+
+
+def with_section(page: str, section: str) -> str:
+    """The page with one more dated section: before the others, after what introduces them."""
+    newest = SECTION.search(page)
+    at = newest.start() if newest else len(page)
+    return "\n\n".join(part.strip("\n") for part in (page[:at], section, page[at:]) if part.strip()) + "\n"
 
 
 def served(fleet: Fleet) -> list[str]:
