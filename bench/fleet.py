@@ -17,11 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from dspark_sgl.policies.language import Policy
-from dspark_sgl.policies.reference import reference_cost
+from dspark_sgl.policies.reference import PREFILL_S, PREFILL_TOKEN_S, reference_cost
 from dspark_sgl.policies.shipped import find_policy
 from dspark_sgl.policies.simulator import Machine, Result, simulate
 from dspark_sgl.policies.workload import open_loop
-from dspark_sgl.simulate_command import PREFILL_S, PREFILL_TOKEN_S
 
 MACHINE = Machine(reference_cost(), 7, PREFILL_S, PREFILL_TOKEN_S, 1_000_000, 256)
 

@@ -28,10 +28,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from dspark_sgl.policies.batch import Floats, Ints
 from dspark_sgl.policies.cost import CostModel
 from dspark_sgl.policies.reader import parse_policy
 from dspark_sgl.policies.simulator import Machine, simulate
-from dspark_sgl.policies.workload import Floats, Ints, Workload
+from dspark_sgl.policies.workload import Workload
 from dspark_sgl.scrape import Scrape
 from dspark_sgl.server import Server
 from dspark_sgl.target import make_target

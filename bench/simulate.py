@@ -8,11 +8,10 @@ from __future__ import annotations
 import argparse
 import time
 
-from dspark_sgl.policies.reference import reference_cost
+from dspark_sgl.policies.reference import PREFILL_S, PREFILL_TOKEN_S, reference_cost
 from dspark_sgl.policies.shipped import find_policy
 from dspark_sgl.policies.simulator import Machine, simulate
 from dspark_sgl.policies.workload import closed_loop
-from dspark_sgl.simulate_command import PREFILL_S, PREFILL_TOKEN_S
 
 
 def main() -> None:

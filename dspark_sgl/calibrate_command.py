@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any
 from .collect import Collector
 from .drafts import find_draft
 from .launch import add_server_arguments, check_output, demo_target
-from .picture import new_figure, save
+from .picture import check_picture, new_figure, save
 from .policies.errors import PolicyError
 from .prompts import read_prompts
 from .recorder import RecordedRound, read_record
-from .sts_file import place_for_sts
+from .sts_file import NAME, find_sts, place_for_sts
 
 if TYPE_CHECKING:  # numpy, which the other commands do without
     from .policies.sts import Position, Rounds
 
-HELP = "fit a draft's confidence to what is accepted (sequential temperature scaling)"
+HELP = "fit the draft's confidence to observed acceptance (sequential temperature scaling)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,12 +58,11 @@ class Fit:
 
 
 def run(options: argparse.Namespace) -> int:
-    for option in ("out", "plot", "json"):
+    for option in ("out", "json"):
         check_output(f"--{option}", getattr(options, option))
-    if options.plot:
-        new_figure("--plot", 1, 1)  # before the minutes of a run
+    check_picture("--plot", options.plot)
     recorded, facts, draft = _from_record(options) if options.record else _from_server(options)
-    fit, held_out = _fit(recorded, facts["source"])
+    fit, held_out = _fit(recorded, facts["source"], "record more" if options.record else "give more prompts")
     out = options.out or _place(draft)
     if options.plot:
         _plot(fit, held_out, options.plot)
@@ -71,8 +70,15 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n")
     _write(out, report)
-    print("\n".join([*_lines(fit), "", f"{out}: written; servers of this draft take it from their next start on"]))
+    print("\n".join([*_lines(fit), "", f"{out}: written; {_who_reads(out, draft)}"]))
     return 0
+
+
+def _who_reads(out: Path, draft: Path | None) -> str:
+    found = find_sts(draft) if draft else None
+    if found and found.resolve() == out.resolve():
+        return "servers of this draft take it from their next start on"
+    return f"a server reads only {NAME} beside its draft: put it there for one to take it"
 
 
 # -- Rounds ----------------------------------------------------------------------------------------------------------
@@ -95,7 +101,12 @@ def _from_record(options: argparse.Namespace) -> tuple[list[RecordedRound], dict
     """The same of a record, which does not say what it was recorded with: that is as the options say."""
     model = options.model or demo_target()
     draft = Path(options.draft) if options.draft else find_draft(model, options.algorithm)
-    rounds = [r for r in read_record(options.record) if options.temperature in (None, r.temperature)]
+    recorded = list(read_record(options.record))
+    rounds = [r for r in recorded if options.temperature in (None, r.temperature)]
+    if recorded and not rounds:
+        has = ", ".join(f"{temperature:g}" for temperature in sorted({r.temperature for r in recorded}))
+        problem = f"{options.record} has no round at {options.temperature:g}; its temperatures are {has}"
+        raise PolicyError("--temperature", 0, 0, problem)
     facts = {
         "algorithm": options.algorithm,
         "model": model,
@@ -107,8 +118,8 @@ def _from_record(options: argparse.Namespace) -> tuple[list[RecordedRound], dict
     return rounds, facts, draft
 
 
-def _fit(recorded: Sequence[RecordedRound], source: str) -> tuple[Fit, Rounds]:
-    """Fitted on every second request, judged on the others, which come back too."""
+def _fit(recorded: Sequence[RecordedRound], source: str, remedy: str) -> tuple[Fit, Rounds]:
+    """Fitted on every second request, judged on the others, which come back too. remedy: where there are too few"""
     import numpy as np
 
     from .policies.sts import LEAST_SAMPLES, Rounds, fit, judge
@@ -121,10 +132,10 @@ def _fit(recorded: Sequence[RecordedRound], source: str) -> tuple[Fit, Rounds]:
     mask = np.array([r.rid in fitting for r in said], dtype=bool)
     if min(mask.sum(), (~mask).sum()) < LEAST_SAMPLES:
         problem = f"{len(said)} rounds of {len(names)} requests are too few; each half needs {LEAST_SAMPLES}"
-        raise PolicyError(source, 0, 0, f"{problem}; give more prompts")
+        raise PolicyError(source, 0, 0, f"{problem}; {remedy}")
     confidence = np.zeros((len(said), max(r.offered for r in said)))
     for row, r in zip(confidence, said, strict=True):
-        row[: r.offered] = [c if c is not None else 0.0 for c in r.confidence or ()]
+        row[: r.offered] = [0.0 if c is None or math.isnan(c) else c for c in r.confidence or ()]
     offered, accepted = np.array([r.offered for r in said]), np.array([r.accepted for r in said])
     rounds = Rounds.of(confidence.clip(0, 1), offered, accepted)
     mine, others = rounds.take(mask), rounds.take(~mask)

@@ -29,7 +29,8 @@ _ZSH = "autoload -U +X compinit && compinit\nautoload -U +X bashcompinit && bash
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("shell", choices=("bash", "zsh"), help="add the output to ~/.bashrc or ~/.zshrc")
+    place = "~/.local/share/bash-completion/completions/dspark-sgl"
+    parser.add_argument("shell", choices=("bash", "zsh"), help=f"bash: write to {place}; zsh: to a file it sources")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -10,25 +10,27 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .picture import new_figure, save
+from .picture import check_picture, new_figure, save
 from .policies.errors import PolicyError
 from .policies.explain import Explanation, Load, Verdict, explain, parse_load
-from .policies.language import Policy, as_json
+from .policies.language import MAX_DEPTH, Policy, Schedule, TableSchedule, as_json
 from .policies.shipped import find_policy
 from .policies.signals import SIGNALS
 
-MAX_BLOCK = 64
+HELP = "say which rule fires at a load, and how deep the policy then goes"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("policy", metavar="NAME|FILE")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="SIGNAL=VALUE", help="the load")
-    parser.add_argument("--block", type=int, default=7, metavar="N", help="the drafter's depth (default: 7)")
-    parser.add_argument("--plot", metavar="OUT.png", help="draw the depth over the loads")
-    parser.set_defaults(act=run)
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SIGNAL=VALUE,..", help="the load; may be given several times"
+    )
+    parser.add_argument("--block", type=int, default=7, metavar="N", help="the drafter's depth (default: %(default)s)")
+    parser.add_argument("--plot", type=Path, metavar="OUT.png", help="draw the depth over the loads")
 
 
 def run(options: argparse.Namespace) -> int:
+    check_picture("--plot", options.plot)
     policy = find_policy(options.policy)
     load, block = _read(options)
     found = explain(policy, load, block)
@@ -43,8 +45,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _read(options: argparse.Namespace) -> tuple[Load, int]:
-    if not 1 <= options.block <= MAX_BLOCK:
-        raise PolicyError("--block", 0, 0, f"must be from 1 to {MAX_BLOCK}, not {options.block}")
+    if not 1 <= options.block <= MAX_DEPTH:
+        raise PolicyError("--block", 0, 0, f"must be from 1 to {MAX_DEPTH}, not {options.block}")
     try:
         return parse_load(options.set), options.block
     except ValueError as error:
@@ -76,7 +78,7 @@ def _lines(policy: Policy, load: Load, found: Explanation, grid: Sequence[Any], 
         "",
         "load       " + "  ".join(f"{name}={_plain(value)}" for name, value in given.items()),
         *(f"rule       line {rule.line}, {rule.when}: {_verdict(rule)}" for rule in found.rules),
-        f"schedule   {_said(found.active.schedule)}",
+        f"schedule   {_said(found.active.schedule)}{_unread_table(found.active.schedule, load)}",
         f"shape      {_said(found.active.shape)}",
         *(
             f"limits     tier {tier}: depth {limit.min_depth} to {limit.max_depth}, weight {limit.weight:g}"
@@ -103,6 +105,12 @@ def _said(part: object) -> str:
     return ", ".join([str(said["kind"]), *rest])
 
 
+def _unread_table(schedule: Schedule, load: Load) -> str:
+    if not isinstance(schedule, TableSchedule) or load[schedule.by] is not None:
+        return ""
+    return f"; {schedule.by} is not given: its shallowest point holds"
+
+
 def _plain(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
 
@@ -121,7 +129,7 @@ def _cell(point: Any) -> str:
     return f"{point.depth:.1f}{rule}"
 
 
-def _plot(policy: Policy, grid: Sequence[Any], machine: str, out: str) -> None:
+def _plot(policy: Policy, grid: Sequence[Any], machine: str, out: Path) -> None:
     figure = new_figure("--plot", 7, 4)
     axes = figure.add_subplot(
         title=f"{policy.name}: drafts by load", xlabel="batch.size", ylabel="verified tokens per request"
@@ -135,4 +143,4 @@ def _plot(policy: Policy, grid: Sequence[Any], machine: str, out: str) -> None:
     axes.set_ylim(bottom=0)
     axes.legend()
     figure.supxlabel(machine, fontsize="x-small", color="gray")
-    save(figure, Path(out))
+    save(figure, out)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dspark_sgl.kernels.tree_draft import TreeShape
-from dspark_sgl.policies.batch import Bools, Floats, Ints
+from dspark_sgl.policies.batch import Batch, Bools, Floats, Ints, Scheduler
 from dspark_sgl.policies.calibration import Calibration
 from dspark_sgl.policies.cost import CostModel
 from dspark_sgl.policies.forest import Forest
@@ -21,7 +21,7 @@ from dspark_sgl.policies.history import Chains
 from dspark_sgl.policies.language import DEFAULT_TIER, Policy, Schedule
 from dspark_sgl.policies.reliability import Tally
 from dspark_sgl.policies.rules import RuleBook
-from dspark_sgl.policies.scheduler import Batch, Scheduler, make_scheduler
+from dspark_sgl.policies.scheduler import make_scheduler
 from dspark_sgl.policies.shape import ShapeChooser, most_nodes
 
 from .clock import PLAIN, ROUND

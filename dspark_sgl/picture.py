@@ -5,7 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from .launch import check_output
 from .policies.errors import PolicyError
+
+
+def check_picture(option: str, file: Path | None) -> None:
+    """Before the work, not after: matplotlib is there, it draws files of this kind, and `file` can be written."""
+    if file is None:
+        return
+    kinds = new_figure(option, 1, 1).canvas.get_supported_filetypes()
+    check_output(option, file)
+    if file.suffix.removeprefix(".").lower() not in kinds:
+        raise PolicyError(option, 0, 0, f"{file} must end in .png, .svg or .pdf")
 
 
 def new_figure(option: str, width: float, height: float) -> Any:

@@ -11,13 +11,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dspark_sgl.kernels.tree_draft import TreeShape
-from dspark_sgl.policies.batch import Bools, Floats, Ints, nodes_depth
+from dspark_sgl.policies.batch import Batch, Bools, Floats, Ints, Scheduler, nodes_depth
 from dspark_sgl.policies.calibration import Calibration
 from dspark_sgl.policies.forest import Forest
 from dspark_sgl.policies.history import BestNodes, Chains
 from dspark_sgl.policies.language import ACCEPT_METHODS
 from dspark_sgl.policies.rules import Active
-from dspark_sgl.policies.scheduler import Batch, Scheduler
 
 from .clock import PLAIN, ROUND
 from .load import Step

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from . import explain_command, simulate_command
@@ -17,20 +18,23 @@ HELP = "check, show, explain and simulate policies"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    lint = actions.add_parser("lint", help="check policies; exit code 1 when one is faulty")
+
+    def action(name: str, act: Callable[[argparse.Namespace], int], help_: str) -> argparse.ArgumentParser:
+        parser = actions.add_parser(name, help=help_, description=f"{help_[0].upper()}{help_[1:]}.")
+        parser.set_defaults(act=act)
+        return parser
+
+    lint = action("lint", _lint, "check policies; exit code 1 when one is faulty")
     lint.add_argument("policies", nargs="+", metavar="NAME|FILE")
-    lint.set_defaults(act=_lint)
-    show = actions.add_parser("show", help="print a policy as it is written; with --json, as it is understood")
+    show = action("show", _show, "print a policy as it is written; with --json, as it is understood")
     show.add_argument("policy", metavar="NAME|FILE")
-    show.set_defaults(act=_show)
-    explain = actions.add_parser("explain", help="say which rule fires at a load, and how deep the policy then goes")
+    explain = action("explain", explain_command.run, explain_command.HELP)
     explain_command.add_arguments(explain)
-    simulate = actions.add_parser("simulate", help=simulate_command.HELP)
+    simulate = action("simulate", simulate_command.run, simulate_command.HELP)
     simulate_command.add_arguments(simulate)
-    for action in (lint, show, explain, simulate):
-        action.add_argument("--json", action="store_true", help="machine-readable output")
-    schema = actions.add_parser("schema", help="print the JSON Schema, for an editor that completes and checks")
-    schema.set_defaults(act=_schema)
+    for reporting in (lint, show, explain, simulate):
+        reporting.add_argument("--json", action="store_true", help="machine-readable output")
+    action("schema", _schema, "print the JSON Schema, for an editor that completes and checks")
 
 
 def run(options: argparse.Namespace) -> int:

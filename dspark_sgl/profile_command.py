@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .cache import cache_dir
-from .picture import new_figure, save
+from .picture import check_picture, new_figure, save
 from .policies.errors import PolicyError
 
 if TYPE_CHECKING:
@@ -23,13 +23,14 @@ HELP = "show what a step costs, as profiled by a server at its start"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("profile", nargs="?", metavar="ID|PROFILE.json", help="default: the newest")
     parser.add_argument("--list", action="store_true", help="list the profiles of this machine, newest first")
-    parser.add_argument("--plot", metavar="OUT.png", help="draw seconds over rows and requests")
+    parser.add_argument("--plot", type=Path, metavar="OUT.png", help="draw seconds over rows and requests")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
 
 
 def run(options: argparse.Namespace) -> int:
     if options.list:
         return _list(options.json)
+    check_picture("--plot", options.plot)
     file = _find(options.profile)
     cost, about = _read(file)
     if options.plot:
@@ -71,7 +72,8 @@ def _read(file: Path) -> "tuple[CostModel, dict[str, Any]]":
     cost = CostModel.load(file)
     if cost is None or not cost.ready:
         raise PolicyError(str(file), 0, 0, "holds no profile that this version reads; delete it and start a server")
-    return cost, dict(json.loads(file.read_text()).get("about") or {})
+    about = json.loads(file.read_text()).get("about")
+    return cost, about if isinstance(about, dict) else {}
 
 
 # -- In words --------------------------------------------------------------------------------------------------------
@@ -134,7 +136,7 @@ def _cell(cost: "CostModel", kind: str, requests: int, rows: int, context: int) 
 # -- As a picture ----------------------------------------------------------------------------------------------------
 
 
-def _plot(cost: "CostModel", about: dict[str, Any], out: str) -> None:
+def _plot(cost: "CostModel", about: dict[str, Any], out: Path) -> None:
     """Steps at the shortest context: as measured, and as the cost model prices them."""
     import numpy as np
 
@@ -155,4 +157,4 @@ def _plot(cost: "CostModel", about: dict[str, Any], out: str) -> None:
     axes.set_ylim(bottom=0)
     axes.legend(title="dots: measured, lines: the model", fontsize="small")
     figure.supxlabel(f"{_title(about)}; {each} tokens per request", fontsize="x-small", color="gray")
-    save(figure, Path(out))
+    save(figure, out)

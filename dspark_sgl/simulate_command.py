@@ -11,32 +11,41 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .picture import new_figure, save
+from .picture import check_picture, new_figure, save
 from .policies.errors import PolicyError
-from .policies.language import Policy
+from .policies.language import MAX_DEPTH, Policy
 from .policies.shipped import find_policy
 
 if TYPE_CHECKING:  # these import numpy, which the other commands do without
     from .policies.simulator import Machine, Result
     from .policies.workload import Workload
 
-HELP = "run policies on a machine that does not exist"
+HELP = "simulate policies under a load, on a modelled machine"
 
-# Of the reference machine: one large GPU with an 8B model.
-PREFILL_S, PREFILL_TOKEN_S = 0.004, 3e-5
+TRACE = 'requests, one JSON a line: {"arrival": s, "prompt": tokens, "output": tokens, "acceptance": [..]}'
+MOST = {"block": MAX_DEPTH, "requests": 10**7, "max_running": 10**6, "kv_tokens": 10**12}
+"""Of whole numbers; the others are tokens of a request."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("policies", nargs="+", metavar="NAME|FILE")
     load = parser.add_mutually_exclusive_group()
-    load.add_argument("--users", default="1,4,16,64", metavar="N,..", help="so many at once, asking without a pause")
+    load.add_argument(
+        "--users",
+        default="1,4,16,64",
+        metavar="N,..",
+        help="so many at once, who ask again as soon as they are answered (default: %(default)s)",
+    )
     load.add_argument("--rate", metavar="R,..", help="requests per second, arriving at random")
-    load.add_argument("--trace", type=Path, metavar="FILE.jsonl", help="recorded requests")
+    load.add_argument("--trace", type=Path, metavar="FILE.jsonl", help=TRACE)
     parser.add_argument("--requests", type=int, default=500, metavar="N", help="per load (default: %(default)s)")
     parser.add_argument("--prompt-tokens", type=int, default=500, metavar="N", help="mean (default: %(default)s)")
     parser.add_argument("--output-tokens", type=int, default=200, metavar="N", help="mean (default: %(default)s)")
     parser.add_argument(
-        "--acceptance", default="0.8", metavar="A,..", help="of each draft, given the one before; the last repeats"
+        "--acceptance",
+        default="0.8",
+        metavar="A,..",
+        help="of each draft, given the one before; the last repeats (default: %(default)s)",
     )
     parser.add_argument(
         "--side",
@@ -46,14 +55,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of each further child in trees, given that those before it fail (default: %(default)s)",
     )
     parser.add_argument("--block", type=int, default=7, metavar="N", help="the drafter's depth (default: %(default)s)")
-    parser.add_argument("--cost", type=Path, metavar="FILE.json", help="a profile that a server has saved")
-    parser.add_argument("--prefill-ms", type=float, metavar="MS", help="of a prefill; with --cost")
-    parser.add_argument("--prefill-token-us", type=float, metavar="US", help="of each of its tokens; with --cost")
+    parser.add_argument(
+        "--cost", type=Path, metavar="FILE.json", help="a profile that a server has saved (default: a stated machine)"
+    )
+    parser.add_argument("--prefill-ms", type=float, metavar="MS", help="of a prefill (default: 4, a large GPU's)")
+    parser.add_argument(
+        "--prefill-token-us", type=float, metavar="US", help="of each of its tokens (default: 30, a large GPU's)"
+    )
     parser.add_argument("--kv-tokens", type=int, default=1_000_000, metavar="N", help="KV slots (default: %(default)s)")
     parser.add_argument("--max-running", type=int, default=256, metavar="N", help="at once (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of lengths and luck; one seed, one result (default: 0)"
+    )
     parser.add_argument("--plot", type=Path, metavar="OUT.png", help="draw the frontier and the depth over time")
-    parser.set_defaults(act=run)
 
 
 @dataclass(frozen=True)
@@ -68,6 +82,7 @@ class Point:
 def run(options: argparse.Namespace) -> int:
     from .policies.simulator import simulate
 
+    check_picture("--plot", options.plot)
     policies = [find_policy(name) for name in options.policies]
     machine, about = _machine(options)
     points = [
@@ -85,29 +100,46 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _machine(options: argparse.Namespace) -> "tuple[Machine, str]":
+    """The machine, and what its figures are, in words."""
     from .policies.cost import CostModel
-    from .policies.reference import DESCRIPTION, reference_cost
+    from .policies.reference import MACHINE, PREFILL_S, PREFILL_TOKEN_S, reference_cost
     from .policies.simulator import Machine
+    from .policies.workload import MOST_TOKENS
 
-    cost, about = reference_cost(), DESCRIPTION
+    for name in ("block", "requests", "prompt_tokens", "output_tokens", "kv_tokens", "max_running"):
+        _check(f"--{name.replace('_', '-')}", getattr(options, name), 1, MOST.get(name, MOST_TOKENS))
+    if options.seed < 0:
+        raise PolicyError("--seed", 0, 0, f"must be 0 or more, not {options.seed}")
+    _check("--side", options.side, 0, 1)
+    cost, about = reference_cost(), MACHINE
     if options.cost is not None:
         loaded = CostModel.load(options.cost)
         if loaded is None or not loaded.ready:
-            raise PolicyError(str(options.cost), 0, 0, "holds no profile; `dspark-sgl profile` lists this machine's")
+            problem = "holds no profile; `dspark-sgl profile --list` lists this machine's"
+            raise PolicyError(str(options.cost), 0, 0, problem)
         cost, about = loaded, str(options.cost)
-    for name in ("block", "requests", "prompt_tokens", "output_tokens", "kv_tokens", "max_running"):
-        if getattr(options, name) < 1:
-            raise PolicyError(f"--{name.replace('_', '-')}", 0, 0, f"must be at least 1, not {getattr(options, name)}")
-    prefill = PREFILL_S if options.prefill_ms is None else options.prefill_ms * 1e-3
-    per_token = PREFILL_TOKEN_S if options.prefill_token_us is None else options.prefill_token_us * 1e-6
+    prefill, per_token = PREFILL_S, PREFILL_TOKEN_S
+    if options.prefill_ms is not None:
+        prefill = 1e-3 * _check("--prefill-ms", options.prefill_ms, 0, 1e6)
+    if options.prefill_token_us is not None:
+        per_token = 1e-6 * _check("--prefill-token-us", options.prefill_token_us, 0, 1e6)
+    assumed = options.cost and None in (options.prefill_ms, options.prefill_token_us)
+    taken = "the reference machine's " if assumed else ""
+    about += f"; {taken}prefill: {1e3 * prefill:g} ms and {1e6 * per_token:g} us a token"
+    chances = "as the trace says" if options.trace else f"{options.acceptance} per position"
+    about += f"; drafts accepted: {chances}"
     return Machine(cost, options.block, prefill, per_token, options.kv_tokens, options.max_running), about
+
+
+def _check(option: str, value: float, low: float, high: float) -> float:
+    if not low <= value <= high:
+        raise PolicyError(option, 0, 0, f"must be from {low:g} to {high:g}, not {value}")
+    return value
 
 
 def _loads(options: argparse.Namespace) -> "Iterator[tuple[str, Workload]]":
     from .policies.workload import closed_loop, load_trace, open_loop
 
-    if not 0 <= options.side <= 1:
-        raise PolicyError("--side", 0, 0, f"must be from 0 to 1, not {options.side:g}")
     if options.trace is not None:
         yield options.trace.stem, load_trace(options.trace)
         return
@@ -118,17 +150,18 @@ def _loads(options: argparse.Namespace) -> "Iterator[tuple[str, Workload]]":
         for rate in _numbers("--rate", options.rate, 1e-6, 1e6):
             yield f"{rate:g}/s", open_loop(rate, *shape)
         return
-    for users in _numbers("--users", options.users, 1, 1e6):
-        yield f"{users:g} users", closed_loop(int(users), *shape)
+    for users in _numbers("--users", options.users, 1, 10**6, whole=True):
+        yield f"{users:.0f} user{'s' if users > 1 else ''}", closed_loop(int(users), *shape)
 
 
-def _numbers(option: str, text: str, low: float, high: float) -> list[float]:
+def _numbers(option: str, text: str, low: float, high: float, whole: bool = False) -> list[float]:
     try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError:
+        values = [float(int(part) if whole else float(part)) for part in text.split(",")]
+    except (ValueError, OverflowError):
         values = []
     if not values or not all(low <= value <= high for value in values):
-        raise PolicyError(option, 0, 0, f"takes numbers from {low:g} to {high:g} with commas between, not {text!r}")
+        kind = "whole numbers" if whole else "numbers"
+        raise PolicyError(option, 0, 0, f"takes {kind} from {low:g} to {high:g} with commas between, not {text!r}")
     return values
 
 

@@ -3,6 +3,7 @@
 Asks the same conditions and the same `RuleBook` that the server asks. How deep the scheduler then goes is in grid.py.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -75,12 +76,14 @@ class Explanation:
 
 
 def parse_load(settings: Sequence[str]) -> Load:
-    """Reads `batch.size=32`; raises a one-line ValueError for an unknown signal or a value of another type."""
+    """Reads `batch.size=32,kv.usage=0.9`; a one-line ValueError for an unknown signal or a value of another type."""
     values: dict[str, Value] = {}
-    for setting in settings:
+    for setting in ",".join(settings).split(",") if settings else ():
         name, equals, text = setting.partition("=")
-        if name not in SIGNALS or not equals:
-            hint = did_you_mean(name, SIGNALS) or "; write signal=value, docs/policies.md lists the signals"
+        if not equals:
+            raise ValueError(f"--set takes SIGNAL=VALUE, not {short(setting)}")
+        if name not in SIGNALS:
+            hint = did_you_mean(name, SIGNALS) or "; docs/policies.md lists the signals"
             raise ValueError(f"--set {short(setting)}: unknown signal{hint}")
         values[name] = _value(name, text)
     return Load(values)
@@ -119,7 +122,9 @@ def _value(name: str, text: str) -> Value:
         number = float(text) if kind == "number" else float("nan")
     except ValueError:
         number = float("nan")
-    if not 0 <= number < float("inf"):
-        wanted = "true or false" if kind == "bool" else "a number, 0 or more"
+    highest = SIGNALS[name].highest
+    if not 0 <= number <= highest or math.isinf(number):
+        share = f"a number from 0 to {highest:g}"
+        wanted = "true or false" if kind == "bool" else "a number, 0 or more" if math.isinf(highest) else share
         raise ValueError(f"--set {name}: must be {wanted}, not {short(text)}")
     return number

@@ -73,9 +73,13 @@ class Text:
 
     def read(self, value: Located) -> str:
         text = value.text(self.limit)
-        if self.pattern and not re.fullmatch(self.pattern, text):
+        if not self.fits(text):
             raise value.error(f"{value.path} {self.rule}")
         return text
+
+    def fits(self, text: str) -> bool:
+        """Whether this could be read, from wherever it comes."""
+        return 1 <= len(text) <= self.limit and (not self.pattern or re.fullmatch(self.pattern, text) is not None)
 
     def schema(self) -> Json:
         pattern = {"pattern": f"^{self.pattern}$"} if self.pattern else {}
@@ -158,7 +162,10 @@ class Variants(Generic[T]):
 
     def read(self, value: Located) -> T:
         everything = {key.name: None for record in self.kinds.values() for key in record.keys}
-        kind = value.fields(("kind", *everything), required=("kind",))["kind"].choice(self.kinds)
+        said = value.fields(("kind", *everything))
+        if "kind" not in said:
+            raise value.error(f"{value.path} needs the key 'kind', one of {', '.join(self.kinds)}")
+        kind = said["kind"].choice(self.kinds)
         record = self.kinds[kind]
         made: T = record.build(value, record.open(value, besides=("kind",)))
         return made

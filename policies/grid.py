@@ -5,15 +5,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .batch import Batch, Floats, Ints, Scheduler
+from .batch import Batch
 from .cost import CostModel
-from .expected_tree import ExpectedDrafts, before_drafting
+from .expected_round import ExpectedRounds
 from .explain import Load
 from .language import Policy
 from .reference import REFERENCE_SIDE, reference_survival
 from .rules import RuleBook
 from .scheduler import make_scheduler
-from .shape import ShapeChooser, most_nodes
+from .shape import most_nodes
 from .value import FIRST_PROBE
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -55,22 +55,13 @@ def depth_at(policy: Policy, load: Load, block: int, cost: CostModel) -> GridPoi
         signals=snapshot.values,
     )
     scheduler = make_scheduler(active.schedule, cost, policy.cost.margin, "early_stop")
-    room = most_nodes(policy)
-    drafts, chooser = ExpectedDrafts(reference_survival(size, block), REFERENCE_SIDE, room), ShapeChooser(block, room)
+    rounds = ExpectedRounds(reference_survival(size, block), REFERENCE_SIDE, block, most_nodes(policy))
     verified = 0.0
     for _ in range(SETTLING if active.shape.kind == "auto" else 1):
-        verified = _verified(scheduler, batch, *drafts.of(chooser.settle(active.shape)))
+        planned = rounds.plan(scheduler, batch, active.shape, np.arange(size))
+        verified = 0.0 if planned.plain else float(planned.select(scheduler, batch).sum() / size)
         if verified == 0:
             break
-        chooser.learn(verified)
+        rounds.learn(verified)
     line = None if active.rule is None else policy.rules[active.rule].line
     return GridPoint(size, context, verified, line)
-
-
-def _verified(scheduler: Scheduler, batch: Batch, survival: Floats, depth: Ints | None) -> float:
-    """Drafts that one round verifies of each request, on average. depth: of a tree's nodes, None for chains"""
-    drafted = scheduler.draft_depths(batch, *before_drafting(survival, depth))
-    if not drafted.any():
-        return 0.0
-    kept = scheduler.select(batch.within(drafted), survival, depth)
-    return float(kept.sum() / batch.size)

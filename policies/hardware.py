@@ -137,9 +137,9 @@ class NvmlSource:
 
     def _read_one(self, gpu: Any) -> dict[str, float | bool]:
         nvml = self._nvml
+        # Not SwPowerCap: a busy GPU is at its power limit most of the time, and power has signals of its own.
         slowed = (
-            nvml.nvmlClocksThrottleReasonSwPowerCap
-            | nvml.nvmlClocksThrottleReasonHwSlowdown
+            nvml.nvmlClocksThrottleReasonHwSlowdown
             | nvml.nvmlClocksThrottleReasonSwThermalSlowdown
             | nvml.nvmlClocksThrottleReasonHwThermalSlowdown
             | nvml.nvmlClocksThrottleReasonHwPowerBrakeSlowdown

@@ -1,9 +1,10 @@
 """YAML values that remember where they stand, read strictly.
 
-PyYAML composes the node tree and nothing more: no Python object is ever constructed from a tag, anchors and
-aliases are refused, nesting is bounded, and every value is checked by the one who asks for it.
+PyYAML composes the node tree and nothing more: tags, anchors and aliases are refused, nesting is bounded, and every
+value is checked by the one who asks for it.
 """
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,7 +19,15 @@ MAX_BYTES = 64 * 1024
 MAX_NESTING = 16
 
 _NUMBER = r"-?(0|[1-9][0-9]{0,17})(\.[0-9]{1,18})?([eE][-+]?[0-9]{1,3})?"
-_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+_WHOLE = r"-?(0|[1-9][0-9]*)"
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "timestamp": "a date",
+    "null": "nothing",
+}
 
 
 @dataclass(frozen=True)
@@ -81,8 +90,11 @@ class Located:
 
     def text(self, max_length: int) -> str:
         node = self.node
-        if not isinstance(node, yaml.ScalarNode) or _kind(node) != "str":
+        if not isinstance(node, yaml.ScalarNode) or _kind(node) == "null":
             raise self._wrong("text")
+        if _kind(node) != "str":
+            read = f"YAML reads {short(node.value)} as {_said(node)}"
+            raise self.error(f"{self._wanted('text')}; {read}: put it in quotes")
         if not 1 <= len(node.value) <= max_length:
             raise self.error(f"{self._name} must have 1 to {max_length} characters, not {len(node.value)}")
         if not all(c.isprintable() or c in "\n\t" for c in node.value):
@@ -90,42 +102,49 @@ class Located:
         return str(node.value)
 
     def integer(self, low: int, high: int) -> int:
-        node = self.node
+        node, wanted = self.node, f"a whole number from {low} to {high}"
+        if not isinstance(node, yaml.ScalarNode):
+            raise self._wrong(wanted)
         # Decimal only: YAML 1.1 would read 010 as eight and 1:30 as ninety, which nobody means here.
-        if not isinstance(node, yaml.ScalarNode) or not re.fullmatch(r"-?(0|[1-9][0-9]{0,17})", node.value):
-            raise self._wrong(f"a whole number from {low} to {high}")
+        if not re.fullmatch(_WHOLE, node.value):
+            if _kind(node) == "int":
+                raise self.error(f"{self._wanted(wanted)} in plain decimal digits, not {short(node.value)}")
+            raise self._wrong(wanted)
         if _kind(node) != "int":
-            raise self._wrong(f"a whole number from {low} to {high}, without quotes")
-        value = int(node.value)
-        if not low <= value <= high:
-            raise self.error(f"{self._name} must be from {low} to {high}, not {value}")
-        return value
+            raise self.error(f"{self._wanted(wanted)}, without quotes")
+        if len(node.value) > 18 or not low <= int(node.value) <= high:
+            raise self.error(f"{self._name} must be from {low} to {high}, not {node.value[:40]}")
+        return int(node.value)
 
     def number(self, low: float, high: float, *, above: bool = False) -> float:
         """A number from `low` to `high`; `above`: more than `low`, and less than `high`."""
         node = self.node
         wanted = f"{'above' if above else 'from'} {low:g} {'and below' if above else 'to'} {high:g}"
         # What YAML 1.1 takes for text, 1e-3 for instance, is a number to everybody else.
-        plain = isinstance(node, yaml.ScalarNode) and node.style is None and re.fullmatch(_NUMBER, node.value)
-        if not plain:
+        if not isinstance(node, yaml.ScalarNode):
             raise self._wrong(f"a number {wanted}")
+        if not re.fullmatch(_NUMBER, node.value):
+            plain = _plain_spelling(node)
+            raise self.error(f"{self._name}: write {plain}") if plain else self._wrong(f"a number {wanted}")
+        if node.style is not None:
+            raise self.error(f"{self._wanted(f'a number {wanted}')}, without quotes")
         value = float(node.value)
         if not (low < value < high if above else low <= value <= high):
             raise self.error(f"{self._name} must be {wanted}, not {short(node.value)}")
         return value
 
     def flag(self) -> bool:
-        words = {"true": True, "false": False}  # not YAML 1.1's yes, no, on and off
-        if not isinstance(self.node, yaml.ScalarNode) or _kind(self.node) != "bool" or self.node.value not in words:
+        words = {"true": True, "false": False}
+        if not isinstance(self.node, yaml.ScalarNode) or _kind(self.node) != "bool":
             raise self._wrong("true or false")
+        if self.node.value not in words:  # YAML 1.1's yes, no, on and off
+            raise self.error(f"{self._name}: write true or false, not {self.node.value}")
         return words[self.node.value]
 
     def condition(self, max_length: int) -> str:
         """Text; also a bare `true` or `false`, which YAML takes for something else."""
         if _kind(self.node) == "bool" and self.node.value in ("true", "false"):
             return str(self.node.value)
-        if self.node.tag.startswith("!"):
-            raise self.error(f"{self._name} begins with '!', which YAML takes for a tag; put it in quotes")
         return self.text(max_length)
 
     def choice(self, options: Iterable[str]) -> str:
@@ -136,15 +155,18 @@ class Located:
         if value not in options:
             hint = did_you_mean(value, options)
             known = "one of " + ", ".join(options) if len(options) < 8 or not hint else "a known word"
-            raise self.error(f"{self._name} must be {known}, not {short(value)}{hint}")
+            raise self.error(f"{self._wanted(known)}, not {short(value) if value else 'empty'}{hint}")
         return value
 
     @property
     def _name(self) -> str:
         return self.path or "the policy"
 
+    def _wanted(self, expected: str) -> str:
+        return f"{self._name} must be {expected}"
+
     def _wrong(self, expected: str) -> PolicyError:
-        return self.error(f"{self._name} must be {expected}, not {_describe(self.node)}")
+        return self.error(f"{self._wanted(expected)}, not {_describe(self.node)}")
 
 
 def _place(node: yaml.ScalarNode, offset: int) -> tuple[int, int]:
@@ -172,9 +194,30 @@ def _describe(node: yaml.Node) -> str:
         return "a mapping"
     if isinstance(node, yaml.SequenceNode):
         return "a list"
-    kind = _KINDS.get(_kind(node), f"of type {short(node.tag)}")
-    quoting = " (YAML reads it so; put it in quotes)" if kind == "true or false" else ""
-    return f"{short(node.value)}, which is {kind}{quoting}" if node.value else "empty"
+    if not node.value:
+        return "empty"
+    return "nothing" if _kind(node) == "null" else f"{short(node.value)}, which is {_said(node)}"
+
+
+def _said(node: yaml.Node) -> str:
+    if node.value in (".nan", ".inf", "-.inf"):
+        return "no finite number"
+    return _KINDS.get(_kind(node), "a word of its own")
+
+
+def _plain_spelling(node: yaml.ScalarNode) -> str | None:
+    """What YAML takes for a number and we do not, such as .5 or +0.5, as it should be written."""
+    if _kind(node) not in ("int", "float"):
+        return None
+    try:
+        value = float(node.value)
+    except ValueError:
+        return None
+    return f"{value:.15g}" if math.isfinite(value) else None
+
+
+class _Refused(yaml.MarkedYAMLError):
+    """Valid YAML that a policy does without."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -186,6 +229,8 @@ class _Loader(yaml.SafeLoader):
         event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
             raise _refusal("anchors and aliases are not allowed", event)
+        if getattr(event, "tag", None) is not None:
+            raise _refusal("tags are not allowed; text that begins with '!' is one to YAML: put it in quotes", event)
         self.nesting += 1
         if self.nesting > MAX_NESTING:
             raise _refusal("nested too deeply", event)
@@ -194,8 +239,8 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-def _refusal(problem: str, event: yaml.Event) -> yaml.MarkedYAMLError:
-    return yaml.MarkedYAMLError(problem=problem, problem_mark=cast(yaml.Mark, event.start_mark))
+def _refusal(problem: str, event: yaml.Event) -> _Refused:
+    return _Refused(problem=problem, problem_mark=cast(yaml.Mark, event.start_mark))
 
 
 def compose(data: bytes, file: str) -> Located:
@@ -215,7 +260,8 @@ def compose(data: bytes, file: str) -> Located:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
         context = f" ({error.context})" if error.context else ""
-        raise PolicyError(file, line, column, f"not valid YAML: {error.problem}{context}") from None
+        problem = error.problem if isinstance(error, _Refused) else f"not valid YAML: {error.problem}{context}"
+        raise PolicyError(file, line, column, str(problem)) from None
     except yaml.reader.ReaderError as error:
         before = text[: error.position]
         place = before.count("\n") + 1, len(before) - before.rfind("\n")

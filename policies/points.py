@@ -39,5 +39,5 @@ class Points:
 
 def check_table(table: TableSchedule, entries: Mapping[str, Located], _: Located) -> None:
     """A point that the signal can never reach is a mistake about its unit."""
-    if SIGNALS[table.by].unit == "0 to 1" and table.points[-1][0] > 1:
+    if table.points[-1][0] > SIGNALS[table.by].highest:
         raise entries["points"].error(f"{table.by} goes from 0 to 1, so it never reaches {table.points[-1][0]:g}")

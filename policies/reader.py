@@ -13,23 +13,32 @@ from typing import Any
 from . import causality, language
 from .errors import PolicyError
 from .grammar import DepthOrBlock, Flag, Integer, Key, Named, Number, Record, Text, Variants, Word
-from .language import MAX_DEPTH, MAX_NODES, Depth, Policy, Schedule, Tier
+from .language import MAX_DEPTH, MAX_NODES, Depth, Policy, Schedule, Shape, Tier
 from .nodes import MAX_BYTES, Located, compose
 from .points import Points, check_table
 from .rule_reader import Rules, check_rules
 from .signals import BATCH_NUMBERS
+from .suggest import short
 
 _NAME = Text(
     64,
     r"[A-Za-z0-9][A-Za-z0-9._-]*",
     "may hold letters, digits, '.', '_' and '-' only: it becomes a metrics label",
 )
+_VERSION = Integer(1, 10**6)
 _CAUSALITY = Key("causality", Word(language.CAUSALITIES), "in which order decisions may look at confidences")
 
 
 def _one_of_depth_and_nodes(_: object, entries: Mapping[str, Located], value: Located) -> None:
     if len(entries.keys() & {"depth", "nodes"}) != 1:
         raise value.error(f"a fixed {value.path} needs one of depth and nodes")
+
+
+def _a_chain_has_no_tree(shape: Shape, entries: Mapping[str, Located], value: Located) -> None:
+    if shape.kind == "chain":
+        for key in ("max_nodes", "branch"):
+            if key in entries:
+                raise entries[key].error(f"{value.path}.{key} does nothing for a chain; set kind: tree or kind: auto")
 
 
 def _min_below_max(depth: Depth, entries: Mapping[str, Located], value: Located) -> None:
@@ -71,19 +80,20 @@ SCHEDULE: Variants[Schedule] = Variants(
 )
 SHAPE = Record(
     language.Shape,
-    Key("kind", Word(language.SHAPES), "chain, tree, or auto: the drafter's choice"),
+    Key("kind", Word(language.SHAPES), "chain, tree, or auto: whichever suits what the schedule buys"),
     Key("max_nodes", Integer(1, MAX_NODES), "most draft tokens of a tree"),
     Key("branch", Integer(1, 16), "most children of a node"),
+    check=_a_chain_has_no_tree,
 )
 DEPTH = Record(
     language.Depth,
-    Key("min", Integer(0, MAX_DEPTH), "least depth in a round that speculates"),
+    Key("min", Integer(0, MAX_DEPTH), "least depth of every request; above 0 the batch is never decoded plainly"),
     Key("max", DepthOrBlock(), "greatest depth; block: as deep as the drafter goes"),
     check=_min_below_max,
 )
 ACCEPT = Record(
     language.Accept,
-    Key("method", Word(language.ACCEPT_METHODS), "how draft tokens are judged; every method is exact", True),
+    Key("method", Word(language.ACCEPT_METHODS), "how draft tokens are judged; every method is exact"),
 )
 COST = Record(
     language.Cost,
@@ -99,15 +109,15 @@ CALIBRATION = Record(
 TIER = Record(
     language.Tier,
     Key("weight", Number(0, 1000, above=True), "what a token of this tier counts in the objective"),
-    Key("min_depth", Integer(0, MAX_DEPTH), "least depth of its requests in a round that speculates"),
-    Key("max_depth", Integer(0, MAX_DEPTH), "greatest depth of its requests"),
+    Key("min_depth", Integer(0, MAX_DEPTH), "least depth of its requests; above 0 the batch is never decoded plainly"),
+    Key("max_depth", DepthOrBlock(), "greatest depth of its requests; block: as deep as the drafter goes"),
     check=_tier_min_below_max,
 )
 TIERS = Named(_NAME, TIER, most=32)
 RULES = Rules(SCHEDULE, SHAPE, DEPTH)
 POLICY: Record[dict[str, Any]] = Record(
     dict[str, Any],
-    Key("version", Integer(0, 10**6), "of the language; this release reads 1", True),
+    Key("version", _VERSION, "of the language; this release reads 1", True),
     Key("name", _NAME, "shown in metrics and logs; without it, the file's name"),
     Key("description", Text(2000), "for people"),
     Key("schedule", SCHEDULE, "how deep to verify, within the limits below", True),
@@ -131,26 +141,27 @@ def read_policy_file(path: str | Path) -> bytes:
     try:
         with open(path, "rb") as file:
             return file.read(MAX_BYTES + 1)
+    except IsADirectoryError:
+        raise PolicyError(str(path), 0, 0, "is a folder, not a policy file") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise PolicyError(str(path), 0, 0, f"cannot be read: {reason}") from None
 
 
-def parse_policy(data: str | bytes, file: str = "<policy>") -> Policy:
+def parse_policy(data: str | bytes, file: str = "policy") -> Policy:
     """Reads a policy from text; `file` is what errors call it; its stem names a nameless policy."""
     if isinstance(data, str):
         data = data.encode("utf-8", "surrogatepass")
     root = compose(data, file)
+    _check_version(root)
     entries = POLICY.open(root)
     said = POLICY.build(root, entries)
-    version = said.pop("version")
-    if version != 1:
-        raise entries["version"].error(f"version {version} of the language is not known; this release reads 1")
+    said.pop("version")
     rules = said.pop("rules", ())
     policy = Policy(
         **{
             **said,
-            "name": said.get("name", Path(file).stem),
+            "name": said["name"] if "name" in said else _name_of_file(file, root),
             "description": said.get("description", "").strip(),
             "tiers": MappingProxyType(said.get("tiers", {})),
             "rules": tuple(entry.rule for entry in rules),
@@ -164,6 +175,22 @@ def parse_policy(data: str | bytes, file: str = "<policy>") -> Policy:
             _check_causality(entry.rule.schedule, policy, entry.settings["schedule"])
     check_rules(rules, policy)
     return policy
+
+
+def _check_version(root: Located) -> None:
+    """Before anything else is looked at: what a newer language added must not be called a typo."""
+    for key, value in root.entries():
+        if key.node.value == "version" and (version := _VERSION.read(value)) != 1:
+            raise value.error(f"version {version} of the language needs a newer dspark-sgl; this release reads 1")
+
+
+def _name_of_file(file: str, root: Located) -> str:
+    stem = Path(file).stem
+    if not _NAME.fits(stem):
+        raise root.error(
+            f"the file's name would be the policy's, but {short(stem)} {_NAME.rule}; give it the key 'name'"
+        )
+    return stem
 
 
 def _check_tiers(policy: Policy, entries: Mapping[str, Located]) -> None:

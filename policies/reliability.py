@@ -10,10 +10,8 @@ come, keeps none, and so has bins of equal width.
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
+from .batch import Bools, Floats, Ints
 
 BINS = 10
 
@@ -24,7 +22,7 @@ class Reliability:
 
     predicted: Floats
     observed: Floats
-    count: NDArray[np.int64]
+    count: Ints
 
     @classmethod
     def of(cls, chance: Floats, happened: Bools, bins: int = BINS) -> "Reliability":

@@ -9,9 +9,9 @@ from typing import Any
 from .conditions import Condition, compile_condition
 from .expressions import MAX_LENGTH, ConditionError, Node
 from .grammar import Json, Key, Reader, Record
-from .language import DEFAULT_TIER, Policy, Rule
+from .language import DEFAULT_TIER, Depth, Policy, Rule
 from .nodes import Located
-from .reachability import implies
+from .reachability import implies, impossible
 from .suggest import did_you_mean, short
 
 MAX_RULES = 32
@@ -66,13 +66,16 @@ class Rules:
         made = self.rule.build(value, entries)
         if not made["set"]:
             raise entries["set"].error(f"{entries['set'].path} is empty: a rule sets schedule, shape or depth")
+        if made["set"].get("depth") == Depth():
+            raise entries["set"].error(f"{entries['set'].path}.depth is empty: it sets min, max or both")
         line = value.node.start_mark.line + 1
         rule = Rule(made["when"].text, line=line, **made["set"])
         return ReadRule(rule, made["when"], entries["when"], self.settings.open(entries["set"]))
 
     def schema(self) -> Json:
         item = self.rule.schema()
-        item["properties"]["set"]["minProperties"] = 1
+        settings = item["properties"]["set"]
+        settings["minProperties"] = settings["properties"]["depth"]["minProperties"] = 1
         return {"type": "array", "maxItems": MAX_RULES, "items": item}
 
 
@@ -81,6 +84,8 @@ def check_rules(rules: Sequence[ReadRule], policy: Policy) -> None:
     for index, entry in enumerate(rules):
         _check_scope(entry)
         _check_constant(entry)
+        _check_possible(entry)
+        _check_depth(entry, policy)
         _check_tier_names(entry, policy)
         _check_reached(entry, rules[:index])
 
@@ -99,8 +104,26 @@ def _check_constant(entry: ReadRule) -> None:
         raise entry.when.error(f"{entry.when.path} is never true, so the rule does nothing")
 
 
+def _check_possible(entry: ReadRule) -> None:
+    if found := impossible(entry.condition.tree):
+        node, why = found
+        raise entry.when.error_at(node.offset, f"{entry.when.path}: {why}")
+
+
+def _check_depth(entry: ReadRule, policy: Policy) -> None:
+    said, most = entry.rule.depth, policy.depth.max
+    if said is None or said.min is None or said.max is not None or most is None or said.min <= most:
+        return
+    place = entry.settings["depth"]
+    raise place.error(f"{place.path}.min is {said.min}, above the policy's depth.max, {most}")
+
+
 def _check_reached(entry: ReadRule, earlier: Sequence[ReadRule]) -> None:
+    # Schedule and shape come from rules about the batch alone: those about requests do not stand in their way.
+    whole = bool(entry.settings.keys() & {"schedule", "shape"})
     for other in earlier:
+        if whole and other.condition.per_request:
+            continue
         if other.condition.constant or implies(entry.condition.tree, other.condition.tree):
             held = "always holds" if other.condition.constant else "holds whenever this one does"
             raise entry.when.error(f"unreachable: the rule at line {other.rule.line} comes first and {held}")

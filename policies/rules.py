@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from .cells import Cells
 from .conditions import Condition, Surroundings, compile_condition
-from .language import DEFAULT_TIER, Depth, Policy, Rule, Schedule, Shape, Tier
+from .language import DEFAULT_TIER, Depth, Policy, Rule, Schedule, Shape, TableSchedule, Tier
 from .limits import RequestLimits, fold
 from .signals import SIGNALS, RequestSignals, Snapshot, Value
 
@@ -64,8 +64,12 @@ class RuleBook:
         self._mixed = any(_batch_wide(each.condition) for each in self._for_request)
 
     def missing(self, available: Collection[str]) -> list[str]:
-        """One line per rule that reads a batch-wide signal which this machine does not have."""
+        """One line per rule and per table that reads a batch-wide signal which this machine does not have."""
         lines = []
+        tables = [("the policy's", self._policy.schedule), *(_table_of(each.rule) for each in self._rules)]
+        for whose, schedule in tables:
+            if isinstance(schedule, TableSchedule) and schedule.by not in available:
+                lines.append(f"{whose} table: {schedule.by} cannot be read here; the shallowest point holds")
         for each in self._rules:
             absent = sorted(_batch_wide(each.condition) - set(available))
             if absent:
@@ -124,6 +128,10 @@ def _compile(rule: Rule, index: int, policy: Policy) -> _Compiled:
     )
     active = Active(rule.schedule or policy.schedule, rule.shape or policy.shape, depth, index)
     return _Compiled(rule, compile_condition(rule.when), index, active)
+
+
+def _table_of(rule: Rule) -> tuple[str, Schedule | None]:
+    return f"rule at line {rule.line}, its", rule.schedule
 
 
 def _batch_wide(condition: Condition) -> frozenset[str]:

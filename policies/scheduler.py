@@ -14,8 +14,6 @@ from .cost import CostModel
 from .language import FixedSchedule, Schedule, SloSchedule, TableSchedule, ThresholdSchedule, ThroughputSchedule
 from .value import ValueScheduler
 
-__all__ = ["Batch", "Scheduler", "make_scheduler"]
-
 
 def make_scheduler(schedule: Schedule, cost: CostModel, margin: float, causality: str) -> Scheduler:
     """The scheduler of a schedule. causality: what `auto` means in this engine, `early_stop` or `lagged`"""
@@ -75,7 +73,7 @@ class ThresholdScheduler:
 
 @dataclass(frozen=True)
 class TableScheduler:
-    """Depth straight from one signal; as deep as allowed while the signal is absent."""
+    """Depth straight from one signal; while that is absent, its shallowest point."""
 
     by: str
     points: tuple[tuple[float, int], ...]
@@ -83,9 +81,8 @@ class TableScheduler:
 
     def draft_depths(self, batch: Batch, expected: Floats, depth: Ints | None = None) -> Ints:
         value = batch.signals.get(self.by)
-        if value is None:
-            return batch.max_depth
-        return clipped(self._depth(float(value)), batch)
+        shallowest = min(depth for _, depth in self.points)
+        return clipped(shallowest if value is None else self._depth(float(value)), batch)
 
     def takes_all(self, batch: Batch) -> bool:
         return True

@@ -32,6 +32,8 @@ def policy_source(name_or_path: str) -> tuple[str, bytes]:
     for entry in _entries():
         if entry.name == f"{name_or_path}.yaml":
             return entry.name, entry.read_bytes()
+    if os.path.isdir(name_or_path):
+        return name_or_path, read_policy_file(name_or_path)
     names = shipped_names()
     if os.sep in name_or_path or name_or_path.endswith((".yaml", ".yml")):
         reason = "no such policy file"

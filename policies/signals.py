@@ -26,6 +26,11 @@ class Signal:
     doc: str
     scope: Scope = "batch"
 
+    @property
+    def highest(self) -> float:
+        """What a number never exceeds; none falls below 0."""
+        return 1.0 if self.unit == "0 to 1" else math.inf
+
 
 _ENGINE, _NVML, _REQUEST = "scheduler", "NVML", "request"
 
@@ -52,7 +57,13 @@ SIGNALS: Mapping[str, Signal] = MappingProxyType(
             Signal("gpu.power_limit_w", "number", "watts", _NVML, "enforced power limit; sum over the GPUs"),
             Signal("gpu.sm_clock_mhz", "number", "MHz", _NVML, "SM clock; the slowest GPU"),
             Signal("gpu.temp_c", "number", "degrees Celsius", _NVML, "temperature; the hottest GPU"),
-            Signal("gpu.throttled", "bool", "", _NVML, "whether heat or power slows any GPU down"),
+            Signal(
+                "gpu.throttled",
+                "bool",
+                "",
+                _NVML,
+                "whether heat or the power supply slows any GPU; not its power limit",
+            ),
             Signal("cpu.util", "number", "0 to 1", "psutil", "processor time in use, mean over the cores"),
             Signal("request.tier", "text", "", _REQUEST, "the request's tier; untagged: default", "request"),
             Signal("request.context_len", "number", "tokens", _REQUEST, "prompt and output so far", "request"),

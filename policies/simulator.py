@@ -14,20 +14,18 @@ from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
-from .batch import Batch, Scheduler, nodes_depth
+from .batch import Batch, Bools, Floats, Scheduler, nodes_depth
 from .cost import CostModel
-from .expected_tree import ExpectedDrafts, before_drafting, path_chances
+from .expected_round import ExpectedRound, ExpectedRounds
+from .expected_tree import path_chances
 from .language import DEFAULT_TIER, Policy, Schedule
 from .rules import Active, RuleBook
 from .scheduler import make_scheduler
-from .shape import ShapeChooser, most_nodes
+from .shape import most_nodes
 from .signals import RequestSignals, Snapshot
 from .timeline import Timeline
-from .workload import Floats, Ints, Workload
-
-Bools = NDArray[np.bool_]
+from .workload import Workload
 
 CONTEXT_LEVEL = math.log(1.02)
 """A decision holds while the context grows by so little: what a step takes is not known better."""
@@ -108,14 +106,12 @@ class _Run:
         self._dice = np.random.default_rng([seed, 2])
         self._luck, self._used = np.empty(0), 0
         self._survival = np.ascontiguousarray(workload.survival[:, : machine.block])
-        room = most_nodes(policy)
-        self._shape = ShapeChooser(machine.block, room)
-        self._drafts = ExpectedDrafts(self._survival, workload.side, room)
+        self._rounds = ExpectedRounds(self._survival, workload.side, machine.block, most_nodes(policy))
         self._batch = np.empty((5, 0), np.int64)
         self._limits, self._limits_age = np.empty((0, 3)), REFRESH
         self._limits_of: Active | None = None
         self._now, self._next, self._steps = 0.0, 0, 0
-        self._first, self._last = np.zeros(workload.size), np.zeros(workload.size)
+        self._first, self._last = np.zeros((2, workload.size))
         self._asked = workload.arrival.astype(np.float64).copy()
         # When the next question of each user who waits for nothing reaches the scheduler; rising.
         self._free = deque(workload.pause * place for place in range(workload.users or 0))
@@ -152,13 +148,12 @@ class _Run:
     def _admit(self) -> bool:
         """Prefill whoever has arrived and fits; False when nobody does."""
         work, machine, running = self._work, self._machine, self._batch.shape[1]
-        asking = bisect_right(self._free, self._now) if work.users else work.size
-        room = min(machine.max_running - running, asking)
-        if room <= 0 or self._next == work.size:
+        room = min(machine.max_running - running, self._waiting())
+        if room <= 0:
             return False
         free = machine.kv_tokens - int(self._batch[CONTEXT].sum())
         first = end = self._next
-        while end < work.size and end - first < room and (work.users or work.arrival[end] <= self._now):
+        while end - first < room:
             need = int(work.prompt[end] + work.output[end])
             # One that is alone is let in, however long: it would wait for ever.
             if need > free and (end > first or running):
@@ -179,6 +174,13 @@ class _Run:
         self._limits_age = REFRESH
         self._answered(end - first - len(new))
         return True
+
+    def _waiting(self) -> int:
+        """Requests that have come and have not been admitted."""
+        work = self._work
+        if work.users:
+            return min(bisect_right(self._free, self._now), work.size - self._next)
+        return int(np.searchsorted(work.arrival, self._now, side="right")) - self._next
 
     def _decode(self) -> None:
         batch, n = self._batch, self._batch.shape[1]
@@ -233,35 +235,31 @@ class _Run:
         active = self._rules.batch(snapshot)
         limits = self._limits_now(active, snapshot)
         kinds = self._work.kind[self._batch[REQUEST]]
-        scheduler, tree = self._scheduler(active.schedule), self._shape.settle(active.shape)
-        survival, depth = self._drafts.of(tree)
-        survival, depth = survival[kinds], None if depth is None else depth[kinds]
+        scheduler = self._scheduler(active.schedule)
         bounds = limits.astype(np.int64)
         batch = Batch(bounds[:, 0], bounds[:, 1], limits[:, 2], context, snapshot.values)
         # Asked every time: a scheduler counts plain steps to know when to probe.
-        drafted = scheduler.draft_depths(batch, *before_drafting(survival, depth))
-        if not drafted.any():
+        planned = self._rounds.plan(scheduler, batch, active.shape, kinds)
+        if planned.plain:
             return _Decision(None, self._machine.cost.plain_seconds(n, context), 0, np.zeros(n, np.bool_))
         level = int(math.log(max(context, 1)) / CONTEXT_LEVEL)
-        key = (active.schedule, tree, drafted.tobytes(), level, limits.tobytes(), kinds.tobytes())
+        key = (active.schedule, planned.tree, planned.drafted.tobytes(), level, limits.tobytes(), kinds.tobytes())
         known = self._known.get(key)
         if known is None:
             if len(self._known) >= MOST_KNOWN:
                 self._known.clear()
-            known = self._known[key] = self._choose(scheduler, batch, survival, depth, drafted)
+            known = self._known[key] = self._choose(scheduler, batch, planned)
         if known.spoken.any():
-            self._shape.learn(known.nodes / int(known.spoken.sum()))
+            self._rounds.learn(known.nodes / int(known.spoken.sum()))
         return known
 
-    def _choose(
-        self, scheduler: Scheduler, batch: Batch, survival: Floats, depth: Ints | None, drafted: Ints
-    ) -> _Decision:
-        at = nodes_depth(survival, depth)
-        kept = scheduler.select(batch.within(drafted), survival, depth)
+    def _choose(self, scheduler: Scheduler, batch: Batch, planned: ExpectedRound) -> _Decision:
+        at = nodes_depth(planned.survival, planned.depth)
+        kept = planned.select(scheduler, batch)
         nodes = int(kept.sum())
         rows = np.array([batch.size + nodes])
-        seconds = self._machine.cost.round_seconds(batch.size, rows, batch.context, int(drafted.max()))
-        chances = path_chances(survival, at, kept, self._survival.shape[1])
+        seconds = self._machine.cost.round_seconds(batch.size, rows, batch.context, int(planned.drafted.max()))
+        chances = path_chances(planned.survival, at, kept, self._survival.shape[1])
         return _Decision(chances, float(seconds[0]), nodes, kept.sum(1) > 0)
 
     def _scheduler(self, schedule: Schedule) -> Scheduler:
@@ -275,27 +273,30 @@ class _Run:
         whole batch when it changes, else every few steps."""
         n = self._batch.shape[1]
         if self._limits_age >= REFRESH or active is not self._limits_of:
-            requests = self._batch.T.tolist() if self._rules.per_request else [[0, 0, 0, 0, 0]]
-            found = [self._rules.request(active, snapshot, _signals(request)) for request in requests]
+            requests = self._requests() if self._rules.per_request else [_signals(0, 0, 0, 0)]
+            found = [self._rules.request(active, snapshot, request) for request in requests]
             rows = np.array([(limit.min_depth, limit.max_depth, limit.weight) for limit in found])
             self._limits, self._limits_age, self._limits_of = np.broadcast_to(rows, (n, 3)), 0, active
         self._limits_age += self._rules.per_request
         return self._limits
 
+    def _requests(self) -> list[RequestSignals]:
+        """What rules can know about each of the batch."""
+        which, context, left, rounds, gained = self._batch
+        written = self._work.output[which] - left
+        return [_signals(*row) for row in np.stack([context, written, rounds, gained], axis=1).tolist()]
+
     def _snapshot(self, n: int, context: int) -> Snapshot:
-        work = self._work
-        arrived = work.size if work.users else int(np.searchsorted(work.arrival, self._now, side="right"))
         values = {
             **self._pace,
             "batch.size": n,
             "context.mean": context / n,
             "context.max": int(self._batch[CONTEXT].max()),
             "kv.usage": context / self._machine.kv_tokens,
-            "queue.length": 0 if work.users else arrived - self._next,
+            "queue.length": self._waiting(),
         }
         return Snapshot(values)
 
 
-def _signals(request: list[int]) -> RequestSignals:
-    _, context, left, rounds, gained = request
-    return RequestSignals(DEFAULT_TIER, context, left, gained / rounds if rounds else math.nan, 1.0)
+def _signals(context: int, written: int, rounds: int, gained: int) -> RequestSignals:
+    return RequestSignals(DEFAULT_TIER, context, written, gained / rounds if rounds else math.nan, 1.0)

@@ -4,17 +4,18 @@ From a recorded trace or made up from a seed. Never knows a policy.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from .batch import Floats, Ints
 from .errors import PolicyError
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+MOST_TOKENS = 10**9
+"""Of a request; longer ones are typing errors, and sums of them would not fit 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -97,25 +98,41 @@ def load_trace(file: Path) -> Workload:
     try:
         lines = file.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise PolicyError(str(file), 0, 0, f"cannot be read: {error}") from None
+        raise PolicyError(str(file), 0, 0, f"cannot be read: {getattr(error, 'strerror', error)}") from None
     for number, line in enumerate(lines, 1):
         try:
             entry = json.loads(line)
-            chances = tuple(float(value) for value in entry["acceptance"])
-            sizes = int(entry["prompt"]), int(entry["output"])
-            if min(sizes) < 1 or not chances or not all(0 <= chance <= 1 for chance in chances):
-                raise ValueError
-            arrival.append(float(entry["arrival"]))
-        except (ValueError, KeyError, TypeError):
+            at, chances = _number(entry["arrival"], math.inf), [_number(each, 1) for each in _list(entry["acceptance"])]
+            sizes = [_tokens(entry[name]) for name in ("prompt", "output")]
+        except (ValueError, KeyError, TypeError, RecursionError):
             shape = '{"arrival": seconds, "prompt": tokens, "output": tokens, "acceptance": [0 to 1, ..]}'
             raise PolicyError(str(file), number, 1, f"not a request of a trace; expected {shape}") from None
+        arrival.append(at)
         prompt.append(sizes[0])
         output.append(sizes[1])
-        kind.append(kinds.setdefault(chances, len(kinds)))
+        kind.append(kinds.setdefault(tuple(chances), len(kinds)))
     if not arrival:
         raise PolicyError(str(file), 0, 0, "the trace holds no request")
     order = np.argsort(arrival, kind="stable")
     depth = max(map(len, kinds))
     survival = np.array([np.cumprod([*chances, *[0.0] * (depth - len(chances))]) for chances in kinds])
-    at, prompts, outputs, sorts = (np.array(column)[order] for column in (arrival, prompt, output, kind))
-    return Workload(at, prompts, outputs, sorts, survival)
+    times, prompts, outputs, sorts = (np.array(column)[order] for column in (arrival, prompt, output, kind))
+    return Workload(times, prompts, outputs, sorts, survival)
+
+
+def _number(value: object, most: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most or math.isinf(value):
+        raise ValueError
+    return float(value)
+
+
+def _tokens(value: object) -> int:
+    if type(value) is not int or not 1 <= value <= MOST_TOKENS:
+        raise ValueError
+    return value
+
+
+def _list(value: object) -> list[object]:
+    if not isinstance(value, list) or not value:
+        raise ValueError
+    return value

@@ -122,6 +122,29 @@ def test_what_cannot_be_fitted_is_one_line(
     assert find_sts(draft) is None
 
 
+def test_temperatures_that_a_record_lacks_are_answered_with_those_it_has(draft: Path, tmp_path: Path, capsys: Captured):
+    write(tmp_path / "r.jsonl", [RecordedRound("a", t, 1, 0, [0.5]) for t in (1.0, 0.0)])
+    assert calibrate(tmp_path / "r.jsonl", draft, "--temperature", "0.5") == 1
+    assert "has no round at 0.5; its temperatures are 0, 1\n" in capsys.readouterr().err
+
+
+def test_only_what_a_server_finds_is_said_to_be_taken(draft: Path, tmp_path: Path, capsys: Captured):
+    file = record(tmp_path / "rounds.jsonl")
+    assert calibrate(file, draft, "--out", str(tmp_path / "mine.json")) == 0
+    assert "a server reads only sts.json beside its draft" in capsys.readouterr().out
+    for arguments in ([], ["--out", str(draft / "sts.json")]):
+        assert calibrate(file, draft, *arguments) == 0
+        assert "servers of this draft take it from their next start on" in capsys.readouterr().out
+
+
+def test_a_confidence_that_is_no_number_counts_as_none(draft: Path, tmp_path: Path):
+    said = [math.nan, 0.4]
+    write(tmp_path / "r.jsonl", [RecordedRound(f"r{i % 9}", 1, 2, i % 3, said) for i in range(900)])
+    out = tmp_path / "out.json"
+    assert calibrate(tmp_path / "r.jsonl", draft, "--out", str(out)) == 0
+    assert "NaN" not in out.read_text()
+
+
 def test_what_cannot_be_written_is_known_before_anything_is_run(draft: Path, tmp_path: Path, capsys: Captured):
     for option in ("--out", "--plot", "--json"):
         assert calibrate(tmp_path / "none.jsonl", draft, option, str(tmp_path / "no" / "x.png")) == 1

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dspark_sgl.policies.conditions import Surroundings, compile_condition
 from dspark_sgl.policies.expressions import MAX_LENGTH, ConditionError, Node, parse_condition
-from dspark_sgl.policies.reachability import implies
+from dspark_sgl.policies.reachability import implies, impossible
 from dspark_sgl.policies.signals import SIGNALS, Value
 
 LOAD = {"batch.size": 64.0, "kv.usage": 0.95, "gpu.throttled": False, "request.tier": "batch"}
@@ -184,6 +184,18 @@ def test_any_text_is_compiled_or_refused_with_a_place(words: list[str]):
     except ConditionError as error:
         assert 0 <= error.offset <= len(text)
     assert time.perf_counter() - start < 1
+
+
+@settings(max_examples=500, deadline=None)
+@given(conditions, loads)
+def test_what_is_called_impossible_holds_under_no_load(text: str, load: dict[str, Value]):
+    try:
+        found = impossible(parse_condition(text))
+    except ConditionError:
+        return
+    if found and "always holds" not in found[1]:
+        within = {name: min(v, SIGNALS[name].highest) if type(v) is float else v for name, v in load.items()}
+        assert meaning(found[0], within) is not True
 
 
 @settings(max_examples=500, deadline=None)

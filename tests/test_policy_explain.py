@@ -43,8 +43,10 @@ def test_every_rule_has_a_verdict():
     ("setting", "words"),
     [
         ("batch.sise=3", "did you mean 'batch.size'?"),
-        ("batch.size", "did you mean 'batch.size'?"),
-        ("load=3", "signal=value"),
+        ("batch.size", "--set takes SIGNAL=VALUE, not 'batch.size'"),
+        ("batch.size=3,kv.usage", "--set takes SIGNAL=VALUE, not 'kv.usage'"),
+        ("load=3", "docs/policies.md lists the signals"),
+        ("kv.usage=95", "a number from 0 to 1, not '95'"),
         ("batch.size=many", "a number"),
         ("batch.size=-1", "a number"),
         ("batch.size=nan", "a number"),
@@ -88,12 +90,21 @@ def test_the_adaptive_policy_goes_less_deep_as_the_batch_grows(capsys: Captured)
     "name", ["adaptive", "latency", "throughput", "slo-interactive", "long-context", "power-capped"]
 )
 def test_every_shipped_policy_can_be_explained_in_words(name: str, capsys: Captured):
-    assert main(["policy", "explain", name, "--set", "batch.size=80", "kv.usage=0.97", "queue.length=3"]) == 0
+    assert main(["policy", "explain", "--set", "batch.size=80,kv.usage=0.97", "--set", "queue.length=3", name]) == 0
     text = capsys.readouterr().out
     for rule in find_policy(name).rules:
         assert f"line {rule.line}, {rule.when}: " in text
-    assert "batch.size=80" in text
+    assert "batch.size=80  queue.length=3  kv.usage=0.97" in text
     assert "context" in text
+
+
+def test_a_table_by_a_signal_that_nobody_gives_stays_shallow(capsys: Captured, tmp_path: Path):
+    (tmp_path / "p.yaml").write_text("version: 1\nschedule: {kind: table, by: gpu.util, points: {0: 7, 0.9: 1}}\n")
+    report = explained(capsys, str(tmp_path / "p.yaml"))
+    assert set(depths(report, 1000)) == {1}
+    assert set(depths(explained(capsys, str(tmp_path / "p.yaml"), "--set", "gpu.util=0.5"), 1000)) == {7}
+    assert main(["policy", "explain", str(tmp_path / "p.yaml")]) == 0
+    assert "; gpu.util is not given: its shallowest point holds" in capsys.readouterr().out
 
 
 def test_a_picture_is_drawn_or_its_absence_is_one_line(
@@ -103,6 +114,10 @@ def test_a_picture_is_drawn_or_its_absence_is_one_line(
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
     assert main(["policy", "explain", "fixed-3", "--plot", str(tmp_path / "nowhere" / "p.png")]) == 1
     assert "cannot be written" in capsys.readouterr().err
+    for name in ("", "p", "p.yaml"):
+        assert main(["policy", "explain", "no-such-policy", "--plot", str(tmp_path / name)]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: --plot: {tmp_path / name} ") and error.count("\n") == 1
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert main(["policy", "explain", "fixed-3", "--plot", str(tmp_path / "q.png")]) == 1
     assert capsys.readouterr().err == "error: --plot: needs matplotlib: pip install 'dspark-sgl[plot]'\n"

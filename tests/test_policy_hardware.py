@@ -10,7 +10,7 @@ import pynvml
 import pytest
 
 from dspark_sgl.policies import SIGNALS, PolicyError, RuleBook, Snapshot, find_policy, hardware
-from dspark_sgl.policies.hardware import HardwareSampler, Reading, ReplaySource, aggregate, visible_gpus
+from dspark_sgl.policies.hardware import HardwareSampler, NvmlSource, Reading, ReplaySource, aggregate, visible_gpus
 
 TRACE = Path(__file__).parent / "nvml_trace.jsonl"
 GPU = {
@@ -56,6 +56,25 @@ def test_several_gpus_become_one_value_by_the_stated_rules():
         "gpu.throttled": True,
     }
     assert set(together) == {name for name in SIGNALS if name.startswith("gpu.")}
+
+
+@pytest.mark.parametrize(
+    ("reason", "throttled"),
+    [("SwPowerCap", False), ("GpuIdle", False), ("HwSlowdown", True), ("SwThermalSlowdown", True)],
+)
+def test_a_gpu_at_its_power_limit_is_not_throttled(reason: str, throttled: bool, monkeypatch: pytest.MonkeyPatch):
+    def unknown(*_: object) -> None:
+        raise pynvml.NVMLError_NotSupported
+
+    for name in ("UtilizationRates", "MemoryInfo", "PowerUsage", "EnforcedPowerLimit", "ClockInfo", "Temperature"):
+        monkeypatch.setattr(pynvml, f"nvmlDeviceGet{name}", unknown)
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetCount", lambda: 1)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", lambda index: index)
+    reasons = getattr(pynvml, f"nvmlClocksThrottleReason{reason}")
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetCurrentClocksThrottleReasons", lambda gpu: reasons)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert NvmlSource().read() == {"gpu.throttled": throttled}
 
 
 def test_what_one_gpu_cannot_say_is_absent():

@@ -83,8 +83,9 @@ def test_depth_may_be_at_its_bounds(depth: int):
         (FIXED + "depth: {max: blok}", "3:14", "whole number"),
         (FIXED + "shape: {branch: 0}", "3:17", "from 1 to 16"),
         (FIXED + "cost: {margin: 1.5}", "3:16", "from 0 to 1"),
-        (FIXED + "calibration: {online: !!bool {}}", "3:23", "must be true or false"),
-        (FIXED + "calibration: {online: yes}", "3:23", "must be true or false"),
+        (FIXED + "calibration: {online: !!bool {}}", "3:23", "tags are not allowed"),
+        (FIXED + "calibration: {online: 1}", "3:23", "must be true or false"),
+        (FIXED + "calibration: {online: yes}", "3:23", "calibration.online: write true or false, not yes"),
         (FIXED + "tiers: {a b: {}}", "3:9", "may hold"),
         (FIXED + "tiers: {a: {min_depth: 3, max_depth: 2}}", "3:24", "above max_depth"),
         (FIXED + "depth: {max: 2}\ntiers: {a: {min_depth: 3}}", "4:12", "above the policy's depth.max, 2"),
@@ -109,7 +110,28 @@ def test_depth_may_be_at_its_bounds(depth: int):
         (FIXED + "a: *b", "3:4", "anchors and aliases"),
         (FIXED + "<<: {}", "3:1", "unknown key '<<'"),
         (FIXED + "? [a]\n: 1", "3:3", "must be a word"),
-        (FIXED + "name: !!python/object/apply:os.getcwd []", "3:7", "must be text"),
+        (FIXED + "name: !!python/object/apply:os.getcwd []", "3:7", "tags are not allowed"),
+        (HEAD + "schedule: !!python/object:os.system {kind: throughput}", "2:11", "tags are not allowed"),
+        ("!foo\n" + FIXED, "1:1", "tags are not allowed"),
+        (
+            HEAD + "schedule: {depth: 3}",
+            "2:11",
+            "needs the key 'kind', one of fixed, threshold, table, throughput, slo",
+        ),
+        ("version: 2\nfancy: 1", "1:10", "version 2 of the language needs a newer dspark-sgl"),
+        ("version: 0\n", "1:10", "from 1"),
+        (HEAD + "schedule: {kind: fixed, depth: 0x5}", "2:32", "in plain decimal digits, not '0x5'"),
+        (HEAD + "schedule: {kind: fixed, depth: +5}", "2:32", "in plain decimal digits, not '+5'"),
+        (
+            HEAD + "schedule: {kind: fixed, depth: 99999999999999999999}",
+            "2:32",
+            "from 0 to 64, not 99999999999999999999",
+        ),
+        (HEAD + "schedule: {kind: threshold, confidence: .5}", "2:41", "schedule.confidence: write 0.5"),
+        (HEAD + "schedule: {kind: threshold, confidence: '0.5'}", "2:41", "without quotes"),
+        (FIXED + "description: 2024-01-01", "3:14", "as a date: put it in quotes"),
+        (FIXED + "depth: null", "3:8", "depth must be a mapping (key: value), not nothing"),
+        (FIXED + "shape: {kind: chain, max_nodes: 5}", "3:33", "shape.max_nodes does nothing for a chain"),
         (FIXED + "a: " + "[" * 40, "3:", "nested too deeply"),
         (FIXED + "---\n" + FIXED, "3:1", "not valid YAML"),
         (FIXED + "accept: {method", "3:16", "not valid YAML"),
@@ -168,8 +190,22 @@ def test_an_unknown_policy_is_one_line(name: str, words: str):
 
 
 def test_a_folder_in_place_of_a_file_is_one_line(tmp_path: Path):
-    with pytest.raises(PolicyError, match="cannot be read"):
-        load_policy(tmp_path)
+    for read in (load_policy, lambda path: find_policy(str(path))):
+        with pytest.raises(PolicyError, match=f"{tmp_path}: is a folder, not a policy file"):
+            read(tmp_path)
+
+
+def test_the_name_of_a_file_is_held_to_what_a_name_may_be(tmp_path: Path):
+    file = tmp_path / "my policy.yaml"
+    file.write_text(FIXED)
+    with pytest.raises(PolicyError, match=r":1:1: the file's name .* 'my policy' may hold letters, .* the key 'name'"):
+        load_policy(file)
+    file.write_text(FIXED + "name: mine\n")
+    assert load_policy(file).name == "mine"
+
+
+def test_a_part_that_says_nothing_is_as_by_default():
+    assert parse_policy(FIXED + "accept: {}\ntiers: {a: {max_depth: block}}\n").accept == Accept("auto")
 
 
 SEEDS = [policy_source(name)[1].decode() for name in ("adaptive", "slo-interactive", "power-capped")]

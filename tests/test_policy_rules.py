@@ -89,6 +89,19 @@ def test_a_rule_that_needs_an_absent_signal_is_announced_and_does_not_fire():
     ]
 
 
+def test_a_table_by_an_absent_signal_is_announced():
+    table = "{kind: table, by: gpu.util, points: {0: 7, 0.9: 1}}"
+    rules = book(f"rules: [{{when: batch.size > 8, set: {{schedule: {table}}}}}]")
+    assert rules.missing({"batch.size"}) == [
+        "rule at line 4, its table: gpu.util cannot be read here; the shallowest point holds"
+    ]
+    rules = RuleBook(parse_policy(f"version: 1\nschedule: {table}\n"), BLOCK)
+    assert rules.missing({"gpu.util"}) == []
+    assert rules.missing({"batch.size"}) == [
+        "the policy's table: gpu.util cannot be read here; the shallowest point holds"
+    ]
+
+
 def test_what_a_rule_leaves_out_stays_as_the_policy_says():
     text = "depth: {min: 2, max: 5}\nrules: [{when: batch.size > 8, set: {depth: {max: block}}}]"
     assert limits(text, {"batch.size": 9}) == [RequestLimits(BLOCK, min_depth=2)]
@@ -169,6 +182,16 @@ def test_a_maximum_always_beats_a_minimum(low, high, tier_low, tier_high, asked,
         ("{when: gpu.throttled, set: {depth: {min: 3, max: 1}}}", "6:46", "above its max"),
         ("{when: request.output_len > 9, set: {schedule: {kind: throughput}}}", "6:52", "may set depth only"),
         ("{when: request.output_len > 9, set: {shape: {kind: tree}}}", "6:49", "may set depth only"),
+        ("{when: batch.size > 1, set: {depth: {}}}", "6:33", "set.depth is empty"),
+        ("{when: batch.size > 1, set: {depth: {min: 7}}}", "6:41", "min is 7, above the policy's depth.max, 6"),
+        ("{when: kv.usage > 90, set: {depth: {max: 1}}}", "6:12", "kv.usage goes from 0 to 1, so this never holds"),
+        ("{when: batch.size > 1 && kv.usage < 90, set: {depth: {max: 1}}}", "6:30", "so this always holds"),
+        ("{when: 0 > batch.size, set: {depth: {max: 1}}}", "6:12", "batch.size is never below 0, so this never holds"),
+        (
+            "{when: batch.size > 10 && kv.usage > 0.5 && batch.size < 5, set: {depth: {max: 1}}}",
+            "6:12",
+            "no value of batch.size satisfies all of this",
+        ),
         ("{when: false, set: {depth: {max: 1}}}", "6:12", "never true"),
         ("{when: request.tier == 'fats', set: {depth: {max: 1}}}", "6:28", "did you mean 'fast'?"),
         ("{when: \"request.tier in ['fast', 'gold']\", set: {depth: {max: 1}}}", "6:38", "no tier is called 'gold'"),
@@ -186,10 +209,27 @@ def test_a_maximum_always_beats_a_minimum(low, high, tier_low, tier_high, asked,
     ],
 )
 def test_a_rule_that_cannot_mean_what_it_says_is_refused(rules: str, place: str, words: str):
+    head = HEAD.replace("accept: {method: rejection}", "depth: {max: 6}")
     with pytest.raises(PolicyError) as caught:
-        parse_policy(HEAD + f"tiers: {{fast: {{}}}}\nrules:\n  - {rules}\n", "p.yaml")
+        parse_policy(head + f"tiers: {{fast: {{}}}}\nrules:\n  - {rules}\n", "p.yaml")
     assert words in caught.value.message
     assert f"{caught.value.line}:{caught.value.column}" == place
+
+
+@pytest.mark.parametrize(
+    "when", ["gpu.util <= 1", "kv.usage > 0", "kv.usage == 1", "batch.size > 4 && batch.size <= 5"]
+)
+def test_what_can_hold_is_let_be(when: str):
+    policy = parse_policy(f"{HEAD}rules: [{{when: {when}, set: {{depth: {{max: 1}}}}}}]")
+    assert [rule.when for rule in policy.rules] == [when]
+
+
+def test_a_rule_about_requests_does_not_stand_before_a_schedule():
+    wide = "rules:\n  - {when: 'request.output_len > 64 || batch.size > 4', set: {depth: {max: 1}}}\n"
+    rules = book(wide + "  - {when: batch.size > 10, set: {schedule: {kind: fixed, depth: 2}}}\n")
+    assert rules.batch(Snapshot({"batch.size": 11})).schedule == FixedSchedule(2)
+    with pytest.raises(PolicyError, match="unreachable: the rule at line 5"):
+        book(wide + "  - {when: batch.size > 10, set: {depth: {max: 0}}}\n")
 
 
 def test_folded_and_quoted_conditions_point_at_the_place_too():

@@ -82,9 +82,9 @@ def test_a_change_of_what_they_bring_is_noticed() -> None:
 
 
 def test_the_room_to_reserve_is_that_of_the_largest_tree_named() -> None:
-    text = "version: 1\nschedule: {kind: throughput}\nshape: {kind: %s, max_nodes: 8}\nrules:\n"
+    text = "version: 1\nschedule: {kind: throughput}\nshape: {kind: %s}\nrules:\n"
     rule = "  - when: batch.size < 3\n    set: {shape: {kind: tree, max_nodes: 20}}\n"
-    assert most_nodes(parse_policy((text % "auto" + rule).encode(), "a")) == 20
+    assert most_nodes(parse_policy((text % "auto, max_nodes: 8" + rule).encode(), "a")) == 20
     assert most_nodes(parse_policy((text % "chain" + rule).encode(), "a")) == 20
-    assert most_nodes(parse_policy((text % "auto").replace("rules:\n", "").encode(), "a")) == 8
+    assert most_nodes(parse_policy((text % "auto, max_nodes: 8").replace("rules:\n", "").encode(), "a")) == 8
     assert most_nodes(parse_policy((text % "chain").replace("rules:\n", "").encode(), "a")) == 0

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dspark_sgl.cli import main
 from dspark_sgl.policies.cost import CostModel, CostPoint
 from dspark_sgl.policies.errors import PolicyError
 from dspark_sgl.policies.expected_tree import expected_trees
@@ -127,6 +128,26 @@ def test_rules_see_the_simulated_load():
     assert many.depth < 2
 
 
+def test_rules_about_requests_see_what_has_been_written():
+    """1000 tokens, one at a time in a round that verifies one draft nobody accepts: plain once 900 are out."""
+    text = "version: 1\nschedule: {kind: fixed, depth: 1}\nrules:\n"
+    text += "  - when: request.output_len > 900\n    set: {depth: {max: 0}}\n"
+    result = simulate(parse_policy(text), closed_loop(1, 1, 100, 1000, [0.0], spread=0), machine())
+    assert result.plain_share == pytest.approx(0.1, abs=0.01)
+    assert (result.timeline[0, 1], result.timeline[-1, 1]) == (1, 0)
+
+
+def test_users_who_wait_are_the_queue():
+    text = "version: 1\nschedule: {kind: fixed, depth: 3}\nrules:\n"
+    text += "  - when: queue.length > 0\n    set: {depth: {max: 0}}\n"
+    many, few = (
+        simulate(parse_policy(text), closed_loop(users, 200, 100, 50, [0.8] * 7), machine(max_running=8))
+        for users in (64, 8)
+    )
+    assert few.plain_share == 0
+    assert many.plain_share > 0.7
+
+
 def test_requests_wait_where_the_kv_pool_is_full():
     work = closed_loop(16, 100, 500, 100, [0.5], spread=0)
     wide = simulate(find_policy("off"), work, machine())
@@ -181,6 +202,13 @@ def test_a_trace_is_replayed_in_order_of_arrival(tmp_path: Path):
         ('{"arrival": 1}', ":1:1: not a request"),
         ('{"arrival": 0, "prompt": 0, "output": 5, "acceptance": [0.5]}', ":1:1: not a request"),
         ('{"arrival": 0, "prompt": 1, "output": 5, "acceptance": [1.5]}', ":1:1: not a request"),
+        ('{"arrival": NaN, "prompt": 1, "output": 5, "acceptance": [0.5]}', ":1:1: not a request"),
+        ('{"arrival": Infinity, "prompt": 1, "output": 5, "acceptance": [0.5]}', ":1:1: not a request"),
+        ('{"arrival": 0, "prompt": Infinity, "output": 5, "acceptance": [0.5]}', ":1:1: not a request"),
+        ('{"arrival": 0, "prompt": 1, "output": 1e23, "acceptance": [0.5]}', ":1:1: not a request"),
+        ('{"arrival": 0, "prompt": 1, "output": 5, "acceptance": "1"}', ":1:1: not a request"),
+        ('{"arrival": 0, "prompt": 1, "output": 5, "acceptance": {"1": 0}}', ":1:1: not a request"),
+        ('{"arrival": 0, "prompt": true, "output": 5, "acceptance": [true]}', ":1:1: not a request"),
     ],
 )
 def test_a_bad_trace_is_one_line(tmp_path: Path, text: str, words: str):
@@ -189,6 +217,41 @@ def test_a_bad_trace_is_one_line(tmp_path: Path, text: str, words: str):
     with pytest.raises(PolicyError) as caught:
         load_trace(file)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--seed", "-1"], "--seed: must be 0 or more, not -1"),
+        (["--prefill-ms", "nan"], "--prefill-ms: must be from 0 to"),
+        (["--prefill-ms", "-5000"], "--prefill-ms: must be from 0 to"),
+        (["--prefill-token-us", "inf"], "--prefill-token-us: must be from 0 to"),
+        (["--prompt-tokens", "9" * 20], "--prompt-tokens: must be from 1 to"),
+        (["--block", "65"], "--block: must be from 1 to 64"),
+        (["--side", "nan"], "--side: must be from 0 to 1"),
+        (["--users", "1.5"], "--users: takes whole numbers"),
+        (["--rate", "nan"], "--rate: takes numbers"),
+        (["--cost", "nowhere.json"], "`dspark-sgl profile --list` lists"),
+    ],
+)
+def test_a_wrong_option_is_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["policy", "simulate", "off", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+
+
+def test_the_header_says_what_was_simulated(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    costs(ROW_S).save(tmp_path / "c.json", {})
+    run = ["policy", "simulate", "off", "--users", "1", "--requests", "2", "--acceptance", "0.3"]
+    for more, machine_, prefill in (
+        ([], "reference: an 8B model", "; prefill: 4 ms and 30 us"),
+        (["--prefill-ms", "7"], "reference: an 8B model", "; prefill: 7 ms and 30 us"),
+        (["--cost", str(tmp_path / "c.json")], str(tmp_path / "c.json"), "; the reference machine's prefill: 4 ms"),
+    ):
+        assert main([*run, *more]) == 0
+        header = capsys.readouterr().out.splitlines()[0]
+        assert header.startswith(machine_) and prefill in header
+        assert header.endswith("; drafts accepted: 0.3 per position")
 
 
 def test_every_token_is_accounted_for():
