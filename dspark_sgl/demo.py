@@ -17,6 +17,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from .ending import unwind_when_told_to_end
 from .launch import from_anywhere
 from .policies.errors import PolicyError
 from .policies.shipped import find_policy, policy_file
@@ -50,6 +51,7 @@ def main() -> int:
     parser.add_argument("--serve", action="store_true", help="leave the speculating server running")
     parser.add_argument("--port", type=int, default=PORT, help="with --serve (default: %(default)s)")
     options = parser.parse_args()
+    unwind_when_told_to_end()
     try:
         find_policy(policy_name())  # a mistake in it is said now and not in a minute
         if options.serve:

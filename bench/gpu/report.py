@@ -19,8 +19,10 @@ from importlib.metadata import PackageNotFoundError, distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 
+from dspark_sgl.ending import unwind_when_told_to_end
+
 from .bundle import Bundle
-from .fleet import Fleet, Target
+from .servers import GpuServers, Target
 from .serving import known, measure_serving, phase_table, serving_table, smollm2
 
 TESTS = ("tests/test_kernels_triton.py", "tests/test_kernels_nan.py", "tests/test_draft_graph.py")
@@ -30,17 +32,17 @@ HEAD = """# On GPUs
 What `bench/gpu/run` has found, newest first. Times are medians; a floor is the bytes that a kernel must read and write
 over the bandwidth of a copy on the same card. What is not in a section has not run on that card.
 """
-NOTHING = "Nothing yet: no GPU has been at hand.\n"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("docs/gpu.md"))
-    parser.add_argument("--bundle", type=Path, metavar="PARTS")
+    parser.add_argument("--out", type=Path, default=Path("docs/gpu.md"), help="the page (default: %(default)s)")
+    parser.add_argument("--bundle", type=Path, metavar="PARTS", help="the folder that bench/gpu/pack has filled")
     parser.add_argument("--logs", type=Path, default=Path("/tmp"), help="where servers' logs go (default: /tmp)")
     parser.add_argument("--no-timings", action="store_false", dest="timings", help="leave out the kernels' times")
-    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--small", action="store_true", help="without a GPU, and without writing the page")
     options = parser.parse_args()
+    unwind_when_told_to_end()
     if options.small:
         os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
     from .timings import measure
@@ -53,12 +55,12 @@ def main() -> int:
         say("\n".join(new))
         lines.extend((*new, ""))
 
-    fleets: list[Fleet] = []
+    started: list[GpuServers] = []
 
-    def start(target: Target) -> Fleet:
+    def start(target: Target) -> GpuServers:
         assert bundle is not None
-        fleets.append(Fleet(target, bundle.environment, options.logs, 32000 + 1000 * len(fleets)))
-        return fleets[-1]
+        started.append(GpuServers(target, bundle.environment, options.logs, 32000 + 1000 * len(started)))
+        return started[-1]
 
     try:
         if bundle is not None:
@@ -71,29 +73,29 @@ def main() -> int:
             passed.append(good)
             found(f"{what}: {said}.")
         if bundle is not None:
-            found(*served(fleets[0]))
+            found(*served(started[0]))
             found(*served(start(smollm2(bundle))))
         if options.timings:
             found(*table(measure(options.small)))
     finally:
-        for fleet in fleets:
-            fleet.stop()
+        for servers in started:
+            servers.stop()
     section = "\n".join(lines)
     print(section)
     if not options.small:
-        before = options.out.read_text().removeprefix(HEAD).replace(NOTHING, "") if options.out.exists() else ""
+        before = options.out.read_text().removeprefix(HEAD) if options.out.exists() else ""
         options.out.write_text("\n".join([HEAD, section, before.lstrip("\n")]).rstrip("\n") + "\n")
     return 0 if all(passed) else 1
 
 
-def served(fleet: Fleet) -> list[str]:
-    """What a fleet that has been started serves, as Markdown; it is ended."""
-    fleet.wait(150)
-    say(f"ready: {', '.join(fleet.ready)}")
-    points = measure_serving(fleet, 45)
-    fleet.stop()
-    lines = serving_table(fleet.target.title, points)
-    return [*lines, "", *phase_table(points), *(f"- {line}" for line in fleet.failures())]
+def served(servers: GpuServers) -> list[str]:
+    """What servers that have been started serve, as Markdown; they are ended."""
+    servers.wait(150)
+    say(f"ready: {', '.join(servers.ready)}")
+    points = measure_serving(servers, 45)
+    servers.stop()
+    lines = serving_table(servers.target.title, points)
+    return [*lines, "", *phase_table(points), *(f"- {line}" for line in servers.failures())]
 
 
 def say(text: str) -> None:
