@@ -44,7 +44,8 @@ lint: install
 types: install
 	@rm -rf build/types && mkdir -p build/types/dspark_sgl
 	@ln -s $(CURDIR)/dspark_sgl/* $(foreach d,spec_algos policies kernels policies_yaml,$(CURDIR)/$(d)) build/types/dspark_sgl/
-	cd build/types && ../../$(PY) -m mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p dspark_sgl
+	@ln -s $(CURDIR)/bench $(CURDIR)/recipes build/types/
+	cd build/types && ../../$(PY) -m mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p dspark_sgl -p bench -p recipes
 
 # Each stops and resumes where it was; a finished draft is not trained again. DRAFTS="dspark" trains a DSpark one too.
 DRAFTS ?= dflash eagle3 mtp

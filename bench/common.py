@@ -13,7 +13,8 @@ PHASES = ("plan", "draft", "select", "verify", "accept", "commit")
 """Of a round, as a server's report and metrics name them."""
 POLICIES = Path(__file__).parent / "policies"
 
-Asked, Answered = TypeVar("Asked"), TypeVar("Answered")
+Asked = TypeVar("Asked")
+Answered = TypeVar("Answered")
 
 
 def ask_all(
@@ -24,6 +25,6 @@ def ask_all(
         answers = pool.map(ask, asked)
         if label is None:
             return list(answers)
-        from tqdm import tqdm  # a machine lent for its GPU may lack it
+        from tqdm import tqdm  # a bare GPU machine may lack it
 
         return list(tqdm(answers, total=len(asked), desc=label))

@@ -136,7 +136,7 @@ def acceptance(server: Server, file: Path, prompts: Sequence[str], tokens: int, 
 
     What one prompt shows of a position is little: the share among all prompts counts as one more round of it.
     """
-    chances = np.zeros((len(prompts), 0))
+    chances: Floats = np.zeros((len(prompts), 0))
     for depth in depths:
         server.edit_policy(file, policy_text(f"{{kind: fixed, depth: {depth}}}"))
         reached = np.zeros((len(prompts), depth + 1))
@@ -149,7 +149,7 @@ def acceptance(server: Server, file: Path, prompts: Sequence[str], tokens: int, 
         share = everybody[1:] / np.maximum(everybody[:-1], 1)
         known = (reached[:, 1:] + share) / (reached[:, :-1] + 1)
         chances = np.concatenate([chances, known[:, chances.shape[1] :]], axis=1)
-    return np.cumprod(chances, axis=1)
+    return np.cumprod(chances, axis=1, dtype=np.float64)
 
 
 def workload(fresh: Ints, tokens: int, survival: Floats, users: int, pause: float) -> Workload:

@@ -52,9 +52,9 @@ def main() -> int:
         for turn in range(-1, options.passes):  # the first turn warms up
             for shape in SHAPES if turn % 2 else reversed(SHAPES):
                 server.edit_policy(file, policy_text(shape, options.nodes))
-                measured = one_pass(server, prompts, options.tokens)
+                speed = one_pass(server, prompts, options.tokens).speed
                 if turn >= 0:
-                    speeds[shape].append(measured.speed)
+                    speeds[shape].append(speed)
     for shape, measured in speeds.items():
         print(f"{shape:>7}: tokens/s {spread(measured)}")
     better = max(("chain", "tree"), key=lambda shape: statistics.median(speeds[shape]))

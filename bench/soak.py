@@ -159,7 +159,8 @@ def run(traffic: Traffic, requests: int, minutes: float | None, concurrency: int
         for index in numbers(requests, minutes):
             gate.acquire()
             work = pool.submit(traffic.ask, index)
-            work.add_done_callback(lambda _: (gate.release(), bar.update()))
+            work.add_done_callback(lambda _: gate.release())
+            work.add_done_callback(lambda _: bar.update())
             passed = index / requests if minutes is None else (time.monotonic() - start) / (60 * minutes)
             if not early and passed > 0.1:
                 early = resident(traffic.server)

@@ -125,7 +125,7 @@ def write_site(wheels: list[Path], out: Path) -> None:
 
 
 def split(whole: Path, folder: Path, size: int) -> list[Path]:
-    parts = []
+    parts: list[Path] = []
     with whole.open("rb") as stream:
         while piece := stream.read(size):
             parts.append(folder / f"{whole.name}.part{len(parts)}")

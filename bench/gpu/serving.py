@@ -14,6 +14,7 @@ import random
 import statistics
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,7 @@ def _warm_up(servers: GpuServers) -> None:
     for arm in list(servers.ready):
         try:
             for count in USERS:
-                ask_all(lambda prompt, arm=arm: servers.ask(arm, prompt, 24), servers.target.prompts[:count], count)
+                ask_all(partial(servers.ask, arm, tokens=24), servers.target.prompts[:count], count)
         except OSError:
             servers.ready.remove(arm)
 
