@@ -16,7 +16,7 @@ from typing import Any
 
 from . import compat
 from .drafts import CHECKPOINTS, DraftError, check_draft, find_draft, known_drafts, read_draft_config
-from .launch import check_algorithm, check_model
+from .launch import check_algorithm, is_here
 from .policies.errors import PolicyError
 from .policies.shipped import find_policy
 from .settings import policy_name
@@ -174,11 +174,11 @@ def _policy(name: str) -> Finding:
 def _draft(model: str | None, draft: str | None, algorithm: str) -> Finding:
     try:
         drafter = check_algorithm(algorithm)
+        for option, checkpoint in (("--model-path", model), ("--draft", draft)):
+            if checkpoint and not is_here(option, checkpoint):
+                return Finding("draft", "unknown", f"{checkpoint} is not here; checked when a server has downloaded it")
         if model is None:
             return _draft_alone(draft)
-        check_model(model)
-        if not Path(model).is_dir():
-            return Finding("draft", "unknown", f"{model} is not here; checked when the server has downloaded it")
         folder = Path(draft) if draft else find_draft(model, algorithm)
         if folder is not None:
             check_draft(folder, model, algorithm)

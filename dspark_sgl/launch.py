@@ -72,17 +72,20 @@ def check_algorithm(name: str) -> EntryPoint:
     return known[name.upper()]
 
 
-def check_model(model: str) -> None:
-    """What is no name of a hub is a folder that is here."""
-    if not Path(model).exists() and not _HUB_NAME.fullmatch(model):
-        raise PolicyError("--model", 0, 0, f"{model}: no such folder; name one, or a model of a hub as owner/name")
+def is_here(option: str, checkpoint: str) -> bool:
+    """Whether it is a folder, and not one of a hub. Raises PolicyError for what can be neither."""
+    if Path(checkpoint).is_dir():
+        return True
+    if Path(checkpoint).exists() or not _HUB_NAME.fullmatch(checkpoint):
+        raise PolicyError(option, 0, 0, f"{checkpoint}: no such folder; name one, or a model of a hub as owner/name")
+    return False
 
 
 def check_choice(algorithm: str, model: str, draft: str | None) -> None:
     """What would otherwise be found out a minute later."""
     check_algorithm(algorithm)
-    check_model(model)
-    if draft and Path(draft).is_dir() and Path(model).is_dir():
+    here = is_here("--model", model)
+    if draft and is_here("--draft", draft) and here:
         check_draft(draft, model, algorithm)
 
 

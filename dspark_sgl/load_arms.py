@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 
 from .drafts import CHECKPOINTS, find_draft
-from .launch import check_choice, ended, from_anywhere
+from .launch import check_choice, ended, from_anywhere, is_here
 from .policies.errors import PolicyError
 from .policies.reader import parse_policy
 from .policies.shape import most_nodes
@@ -95,7 +95,9 @@ def _of_sglang(name: str, algorithm: str, model: str, draft: str | None) -> Arm:
     if algorithm not in known:
         meant = f"SGLang has no such algorithm; there are {', '.join(known)}" + did_you_mean(algorithm, known)
         raise PolicyError("--arms", 0, 0, f"{name!r}: {meant}")
-    if draft is None and algorithm.lower() in CHECKPOINTS and Path(model).is_dir():
+    if draft is not None:
+        is_here("--draft", draft)
+    elif algorithm.lower() in CHECKPOINTS and Path(model).is_dir():
         found = find_draft(model, algorithm)
         if found is None:
             raise PolicyError(

@@ -22,9 +22,9 @@ from .launch import (
     STDOUT,
     add_json_argument,
     add_server_arguments,
-    check_model,
     check_output,
     demo_target,
+    is_here,
     positive,
     write_json,
 )
@@ -133,7 +133,7 @@ def run(options: argparse.Namespace) -> int:
 
         check()
     model = options.model or demo_target()
-    check_model(model)
+    is_here("--model", model)
     loads = _loads(options)
     prompts = read_prompts(options.prompts, options.limit)
     arms = parse_arms(options.arms, options.algorithm, model, options.draft)

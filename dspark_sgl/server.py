@@ -76,8 +76,8 @@ class Server:
             with ThreadPoolExecutor(1) as starter:
                 starter.submit(self._start).result()
             self._wait_until_ready()
-        except BaseException:
-            self.stop()
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
             raise
         return self
 

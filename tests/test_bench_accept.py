@@ -93,6 +93,7 @@ def test_a_faulty_prompt_is_named(tmp_path: Path, text: str, words: str):
         (["--algorithm", "DSPRK"], "--algorithm: 'DSPRK' is unknown; there are"),
         (["--model", "/nowhere/at/all"], "--model: /nowhere/at/all: no such folder"),
         (["--model-path", "./typo"], "--model: ./typo: no such folder; name one, or a model of a hub as owner/name"),
+        (["--draft", "./none"], "--draft: ./none: no such folder"),
         (["--draft", "{tmp}/wrong"], "hidden_size is 16, the target has"),
         (["--policy", "fixd-3"], "did you mean 'fixed-3'?"),
         (["--temperature=0,-1"], "--temperature: must be at least 0"),

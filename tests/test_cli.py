@@ -106,9 +106,10 @@ def test_what_is_asked_for_is_judged_by_what_it_needs(capsys: Captured, target: 
     ("model", "code", "state"),
     [("/no/such", 1, "broken"), ("./typo", 1, "broken"), ("typo", 1, "broken"), ("owner/name-8B", 0, "unknown")],
 )
-def test_a_target_that_is_not_here_is_missing_or_a_hubs(capsys: Captured, model: str, code: int, state: str):
-    found = findings(capsys, "--model", model)
-    assert (found[0], found[1]["draft"]["state"]) == (code, state)
+def test_a_checkpoint_that_is_not_here_is_missing_or_a_hubs(capsys: Captured, model: str, code: int, state: str):
+    for option in ("--model", "--model-path", "--draft"):
+        found = findings(capsys, option, model)
+        assert (found[0], found[1]["draft"]["state"]) == (code, state)
 
 
 @pytest.mark.parametrize(("value", "code"), [("1", 1), ("true", 0)])

@@ -113,6 +113,7 @@ def test_a_browser_shows_all_of_it(report: dict, tmp_path: Path) -> None:
         (["--arms", "plain,plain"], "names 'plain' twice"),
         (["--arms", "NOBODY_SGL:off"], "unknown"),
         (["--arms", "plain", "--model", "/nowhere/at/all"], "--model: /nowhere/at/all: no such folder"),
+        (["--arms", "sglang:DSPARK", "--draft", "./none"], "--draft: ./none: no such folder"),
         (["--arms", "sglang:DSPRK"], "SGLang has no such algorithm; there are"),
         (["--concurrency", "1,x"], "numbers above 0"),
         (["--rate", "0"], "numbers above 0"),
@@ -148,8 +149,8 @@ def test_sglangs_own_algorithm_is_an_arm_with_the_draft_that_ours_would_find(tar
         ("DSPARK", str(cached), False),
         ("NGRAM", None, False),
     ]
-    named = parse_arms("fixed-3,sglang:DSPARK,sglang:EAGLE", "DSPARK_SGL", target, "mine")
-    assert [arm.draft for arm in named] == ["mine", "mine", None]
+    named = parse_arms("fixed-3,sglang:DSPARK,sglang:EAGLE", "DSPARK_SGL", target, "me/mine")
+    assert [arm.draft for arm in named] == ["me/mine", "me/mine", None]
 
 
 @pytest.mark.skipif(has_accelerator(), reason="SGLang's own runs here")

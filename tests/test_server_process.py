@@ -15,7 +15,7 @@ import pytest
 from dspark_sgl import demo
 from dspark_sgl.policies.errors import PolicyError
 from dspark_sgl.policies.reader import parse_policy
-from dspark_sgl.server import Server
+from dspark_sgl.server import Server, ServerError
 
 POLICY = "version: 1\nname: edited\nschedule: {{kind: fixed, depth: {depth}}}\n"
 LISTENING = "import sys, http.server as h; h.test(h.SimpleHTTPRequestHandler, port=int(sys.argv[1]), bind='127.0.0.1')"
@@ -42,6 +42,24 @@ def test_the_log_of_an_error_stays_and_is_named(listening: Server, capsys: pytes
         1 / 0  # noqa: B018
     assert "health_generate" in listening.log_file.read_text()
     assert str(listening.log_file) in capsys.readouterr().err
+
+
+def test_a_start_that_failed_names_its_log_and_one_that_was_stopped_leaves_none(
+    listening: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(_: Server) -> None:
+        raise KeyboardInterrupt
+
+    listening._command = [sys.executable, "-c", "print('no such model'); raise SystemExit(3)"]
+    with pytest.raises(ServerError, match=rf"(?s)ended with 3.*no such model.*{listening.log_file}"), listening:
+        pass
+    assert "no such model" in listening.log
+    with monkeypatch.context() as patch:
+        patch.setattr(Server, "_wait_until_ready", stopped)
+        other = Server([])
+        with pytest.raises(KeyboardInterrupt), other:
+            pass
+    assert not other.log_file.exists()
 
 
 def test_a_server_that_never_started_leaves_nothing(listening: Server, tmp_path: Path) -> None:
