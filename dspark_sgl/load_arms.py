@@ -85,13 +85,7 @@ def _of_ours(name: str, algorithm: str, model: str, draft: str | None) -> Arm:
 
 def _of_sglang(name: str, algorithm: str, model: str, draft: str | None) -> Arm:
     """SGLang's own has to be told of the draft that ours finds by itself."""
-    # Read, not imported: that takes half a minute.
-    enum = find("sglang.srt.speculative.spec_info.SpeculativeAlgorithm")
-    body = enum.body if isinstance(enum, ast.ClassDef) else []
-    known = [
-        target.id for s in body if isinstance(s, ast.Assign) for target in s.targets if isinstance(target, ast.Name)
-    ]
-    known = sorted({*known} - {"NONE"})
+    known = _algorithms_of_sglang()
     if algorithm not in known:
         meant = f"SGLang has no such algorithm; there are {', '.join(known)}" + did_you_mean(algorithm, known)
         raise PolicyError("--arms", 0, 0, f"{name!r}: {meant}")
@@ -105,6 +99,14 @@ def _of_sglang(name: str, algorithm: str, model: str, draft: str | None) -> Arm:
             )
         draft = str(found)
     return Arm(name, algorithm, draft)
+
+
+def _algorithms_of_sglang() -> list[str]:
+    """Read, not imported: that takes half a minute."""
+    enum = find("sglang.srt.speculative.spec_info.SpeculativeAlgorithm")
+    assigned = [s for s in enum.body if isinstance(s, ast.Assign)] if isinstance(enum, ast.ClassDef) else []
+    names = {name.id for s in assigned for name in s.targets if isinstance(name, ast.Name)}
+    return sorted(names - {"NONE"})
 
 
 def check_machine(arms: Sequence[Arm]) -> None:
