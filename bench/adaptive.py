@@ -12,22 +12,20 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from dspark_sgl.ending import unwind_when_told_to_end
 from dspark_sgl.server import Answer, Server
 from dspark_sgl.target import make_target
 
+from .common import SPECULATE, ask_all
 from .prompts import eval_prompts
-
-SPECULATE = ("--speculative-algorithm", "DSPARK_SGL", "--dspark-policy")
 
 
 def ask(server: Server, prompts: Sequence[str], concurrency: int, tokens: int) -> list[Answer]:
-    with ThreadPoolExecutor(concurrency) as pool:
-        work = lambda prompt: server.generate(prompt, temperature=0, max_new_tokens=tokens, ignore_eos=True)  # noqa: E731
-        return list(pool.map(work, prompts))
+    sampling = {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True}
+    return ask_all(lambda prompt: server.generate(prompt, **sampling), prompts, concurrency)
 
 
 def measure(server: Server, wanted: dict[str, tuple[int, ...]], concurrency: int, tokens: int) -> dict[str, Any]:
@@ -51,12 +49,15 @@ def measure(server: Server, wanted: dict[str, tuple[int, ...]], concurrency: int
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--policy", default="adaptive")
-    parser.add_argument("--concurrency", default="1,2,4,8,16,32")
-    parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--plot", type=Path)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--policy", default="adaptive", metavar="NAME|FILE", help="default: %(default)s")
+    parser.add_argument(
+        "--concurrency", default="1,2,4,8,16,32", metavar="N,..", help="users at once (default: %(default)s)"
+    )
+    parser.add_argument("--tokens", type=int, default=64, help="of an answer (default: %(default)s)")
+    parser.add_argument("--plot", type=Path, metavar="OUT.png", help="draw depth and speed over the users")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures there")
     options = parser.parse_args()
+    unwind_when_told_to_end()
     loads = [int(load) for load in options.concurrency.split(",")]
     prompts = [prompt.text for prompt in eval_prompts(max(4, 2 * max(loads)))]
     model = ["--model-path", str(make_target()), "--dtype", "float32"]

@@ -1,6 +1,6 @@
 """Attention on a CPU, one layer: our backend against SGLang's `torch_native`, arms in alternation.
 
-    python -m bench.attention [--rounds 30] [--threads N] [--dtype bfloat16] [--json OUT]
+    python -m bench.attention [--passes 30] [--threads N] [--dtype bfloat16] [--json OUT]
 
 A forward is prepared once and then run through LAYERS layers, as in a model. `torch_native` has no verify mode; its
 nearest equivalent is an extend of the same rows behind the same prefix, which gives the same numbers for a chain.
@@ -137,11 +137,11 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     return middle, low, high
 
 
-def measure(shape: Shape, load: Load, dtype: torch.dtype, rounds: int) -> Line:
+def measure(shape: Shape, load: Load, dtype: torch.dtype, passes: int) -> Line:
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     arms = prepare(shape, load, dtype)
     times: tuple[list[float], list[float]] = ([], [])
-    for i in range(rounds):
+    for i in range(passes):
         for which in (0, 1) if i % 2 else (1, 0):
             start = clock()
             arms[which]()
@@ -152,11 +152,11 @@ def measure(shape: Shape, load: Load, dtype: torch.dtype, rounds: int) -> Line:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--passes", type=int, default=30, help="of both arms (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: all cores")
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="default: %(default)s")
     parser.add_argument("--only", default="", help="loads whose name contains this")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures there")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print(f"{args.dtype}, {args.threads} threads, microseconds per layer: median (quartiles)")
@@ -165,7 +165,7 @@ def main() -> None:
     with torch.inference_mode():
         for shape in SHAPES:
             for load in (load for load in LOADS if args.only in load.name):
-                line = measure(shape, load, getattr(torch, args.dtype), args.rounds)
+                line = measure(shape, load, getattr(torch, args.dtype), args.passes)
                 lines.append(line)
                 ours, theirs = (f"{m:10.0f} ({a:.0f} to {b:.0f})" for m, a, b in (line.ours, line.theirs))
                 print(f"{line.shape:18}{line.load:42}{ours:>26}{theirs:>26}{line.ratio:8.2f}x", flush=True)

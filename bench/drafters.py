@@ -1,7 +1,7 @@
 """Several drafters side by side: a table and the picture of acceptance by position, out of `bench accept` reports.
 
     dspark-sgl bench accept --algorithm A --prompts bench/prompts/eval.jsonl \\
-        --temperature 0 --temperature 1 --json A.json
+        --temperature 0,1 --json A.json
     python -m bench.drafters dspark=A.json dflash=B.json [--plot OUT.svg]
 
 Runs nothing. The first file is what the others are compared with.
@@ -72,8 +72,10 @@ def plot(arms: Mapping[str, Mapping[str, Report]], file: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("arms", nargs="+", metavar="NAME=FILE")
-    parser.add_argument("--plot", type=Path)
+    parser.add_argument(
+        "arms", nargs="+", metavar="NAME=FILE", help="a name for the table and a report of `bench accept`"
+    )
+    parser.add_argument("--plot", type=Path, metavar="OUT.svg", help="draw acceptance by position")
     options = parser.parse_args()
     arms = {name: by_temperature(Path(file)) for name, _, file in (arm.partition("=") for arm in options.arms)}
     for temperature in sorted({t for reports in arms.values() for t in reports}):

@@ -17,23 +17,19 @@ import json
 import math
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from dspark_sgl.ending import unwind_when_told_to_end
 from dspark_sgl.server import Server
 from dspark_sgl.target import make_target
 
+from .common import POLICIES, SPECULATE, ask_all
 from .prompts import eval_prompts
 
 ARGUMENTS = ("--dtype", "float32", "--chunked-prefill-size", "64", "--max-total-tokens", "30000")
-SPECULATE = ("--speculative-algorithm", "DSPARK_SGL", "--dspark-policy")
 CHAINS = "version: 1\nname: chains\nschedule: {kind: fixed, depth: 64}\n"
-POLICIES = Path(__file__).parent / "policies"
-
-
 TIE = 1e-4
 """Of two log-probabilities of plain decoding, in float32."""
 
@@ -41,9 +37,7 @@ TIE = 1e-4
 def generate(
     server: Server, prompts: Sequence[str], concurrency: int, label: str, **params: Any
 ) -> list[tuple[int, ...]]:
-    with ThreadPoolExecutor(concurrency) as pool:
-        answers = pool.map(lambda prompt: server.generate(prompt, temperature=0, **params).tokens, prompts)
-        return list(tqdm(answers, total=len(prompts), desc=label))
+    return ask_all(lambda prompt: server.generate(prompt, temperature=0, **params).tokens, prompts, concurrency, label)
 
 
 def gap(plain: Server, prompt: str, got: Sequence[int], wanted: Sequence[int]) -> float:
@@ -59,21 +53,26 @@ def gap(plain: Server, prompt: str, got: Sequence[int], wanted: Sequence[int]) -
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--prompts", type=int, default=200)
-    parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--depths", default="1,3,7")
-    parser.add_argument("--trees", default="tree-16")
-    parser.add_argument("--concurrency", default="1,8")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--prompts", type=int, default=200, help="how many (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=128, help="of an answer (default: %(default)s)")
+    parser.add_argument("--depths", default="1,3,7", metavar="N,..", help="of chains (default: %(default)s)")
+    parser.add_argument(
+        "--trees", default="tree-16", metavar="NAME,..", help="of bench/policies (default: %(default)s)"
+    )
+    parser.add_argument("--concurrency", default="1,8", metavar="N,..", help="users at once (default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures there")
     options = parser.parse_args()
+    unwind_when_told_to_end()
     prompts = [prompt.text for prompt in eval_prompts(options.prompts)]
     model = ["--model-path", str(make_target()), *ARGUMENTS]
     arms = [(f"depth {depth}", CHAINS, {"max_depth": int(depth)}) for depth in _list(options.depths)]
     arms += [(name, (POLICIES / f"{name}.yaml").read_text(), {}) for name in _list(options.trees)]
     results: list[dict[str, Any]] = []
-    policy = Path(tempfile.mkdtemp()) / "arm.yaml"
-    policy.write_text(arms[-1][1])  # the one that needs most room
-    with Server(model) as plain, Server([*model, *SPECULATE, str(policy)]) as server:
+    with ExitStack() as stack:
+        policy = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "arm.yaml"
+        policy.write_text(arms[-1][1])  # the one that needs most room
+        plain = stack.enter_context(Server(model))
+        server = stack.enter_context(Server([*model, *SPECULATE, str(policy)]))
         wanted = generate(plain, prompts, 8, "plain", max_new_tokens=options.tokens)
         for concurrency in map(int, _list(options.concurrency)):
             for name, text, limit in [("plain again", None, {}), *arms]:

@@ -26,7 +26,7 @@ MACHINE = Machine(reference_cost(), 7, PREFILL_S, PREFILL_TOKEN_S, 1_000_000, 25
 
 
 @dataclass(frozen=True)
-class Fleet:
+class Replicas:
     """One policy on every replica. `results` in the order of their load, lightest first."""
 
     results: tuple[Result, ...]
@@ -49,13 +49,13 @@ def shares(gpus: int, skew: float, seed: int) -> np.ndarray:
     return np.sort(drawn / drawn.mean())
 
 
-def run(policy: Policy, load: np.ndarray, seconds: float, acceptance: Sequence[float]) -> Fleet:
+def run(policy: Policy, load: np.ndarray, seconds: float, acceptance: Sequence[float]) -> Replicas:
     """load: float64 `[gpus]`, requests a second for each"""
     works = [
         open_loop(float(rate), max(8, round(rate * seconds)), 500, 200, acceptance, seed)
         for seed, rate in enumerate(load)
     ]
-    return Fleet(tuple(simulate(policy, work, MACHINE, seed) for seed, work in enumerate(works)))
+    return Replicas(tuple(simulate(policy, work, MACHINE, seed) for seed, work in enumerate(works)))
 
 
 def mean_depth(results: Sequence[Result]) -> float:
@@ -64,13 +64,19 @@ def mean_depth(results: Sequence[Result]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--gpus", default="8,64,512")
-    parser.add_argument("--rates", default="10,30,50", help="requests a second per GPU, on average")
-    parser.add_argument("--policies", default="off,fixed-1,fixed-3,fixed-7,adaptive")
-    parser.add_argument("--acceptance", type=float, default=0.8)
-    parser.add_argument("--skew", type=float, default=0.4)
-    parser.add_argument("--seconds", type=float, default=20)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--gpus", default="8,64,512", metavar="N,..", help="how many (default: %(default)s)")
+    parser.add_argument(
+        "--rates", default="10,30,50", metavar="R,..", help="requests a second per GPU (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--policies", default="off,fixed-1,fixed-3,fixed-7,adaptive", metavar="P,..", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--acceptance", type=float, default=0.8, help="of a draft after the one before (default: %(default)s)"
+    )
+    parser.add_argument("--skew", type=float, default=0.4, help="of the load (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=20, help="of arrivals (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of shares of load (default: %(default)s)")
     options = parser.parse_args()
     policies = [find_policy(name) for name in options.policies.split(",")]
     names = " | ".join(policy.name for policy in policies)
@@ -87,9 +93,9 @@ def main() -> None:
         load = shares(gpus, options.skew, options.seed)
         for rate in map(float, options.rates.split(",")):
             chances = [options.acceptance] * MACHINE.block
-            fleets = [run(policy, rate * load, options.seconds, chances) for policy in policies]
-            depths = (mean_depth(fleets[-1].share(*tenth)) for tenth in ((0, 0.1), (0.9, 1)))
-            cells = [f"{fleet.user_tps:.0f}" for fleet in fleets] + [f"{depth:.1f}" for depth in depths]
+            served = [run(policy, rate * load, options.seconds, chances) for policy in policies]
+            depths = (mean_depth(served[-1].share(*tenth)) for tenth in ((0, 0.1), (0.9, 1)))
+            cells = [f"{replicas.user_tps:.0f}" for replicas in served] + [f"{depth:.1f}" for depth in depths]
             print(f"| {gpus} | {rate * gpus:g} | {' | '.join(cells)} |", flush=True)
 
 

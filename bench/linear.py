@@ -33,9 +33,13 @@ def milliseconds(product: Callable[[Tensor, Tensor], Tensor], x: Tensor, weights
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
-    parser.add_argument("--rows", default="1,2,4,8,16,64,256")
-    parser.add_argument("--passes", type=int, default=5)
+    parser.add_argument(
+        "--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"), help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--rows", default="1,2,4,8,16,64,256", metavar="N,..", help="of a product (default: %(default)s)"
+    )
+    parser.add_argument("--passes", type=int, default=5, help="of both arms (default: %(default)s)")
     options = parser.parse_args()
     dtype = getattr(torch, options.dtype)
     way = "oneDNN, transposed" if BLOCKED_BFLOAT16 else "FBGEMM, packed" if PACKS else "torch's own"

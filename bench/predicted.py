@@ -21,13 +21,14 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from dspark_sgl.ending import unwind_when_told_to_end
 from dspark_sgl.policies.batch import Floats, Ints
 from dspark_sgl.policies.cost import CostModel
 from dspark_sgl.policies.reader import parse_policy
@@ -37,6 +38,7 @@ from dspark_sgl.scrape import Scrape
 from dspark_sgl.server import Server
 from dspark_sgl.target import make_target
 
+from .common import SPECULATE, ask_all
 from .prompts import eval_prompts
 
 SCHEDULES = {
@@ -46,7 +48,6 @@ SCHEDULES = {
 }
 FULL = "{kind: fixed, depth: 64}"
 KINDS = ("plain", "round")
-SPECULATE = ("--speculative-algorithm", "DSPARK_SGL", "--dspark-policy")
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,8 @@ def policy_text(schedule: str) -> str:
 def ask(server: Server, prompts: Sequence[str], users: int, tokens: int) -> tuple[float, Ints]:
     """Seconds until everybody is answered, and each prompt's tokens that the radix cache did not have."""
     start = time.perf_counter()
-    with ThreadPoolExecutor(users) as pool:
-        ways = {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True}
-        answers = list(pool.map(lambda prompt: server.generate(prompt, **ways), prompts))
+    ways = {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True}
+    answers = ask_all(lambda prompt: server.generate(prompt, **ways), prompts, users)
     seconds = time.perf_counter() - start
     return seconds, np.array([a.meta["prompt_tokens"] - a.meta["cached_tokens"] for a in answers])
 
@@ -137,7 +137,7 @@ def acceptance(server: Server, file: Path, prompts: Sequence[str], tokens: int, 
 
     What one prompt shows of a position is little: the share among all prompts counts as one more round of it.
     """
-    chances = np.zeros((len(prompts), 0))
+    chances: Floats = np.zeros((len(prompts), 0))
     for depth in depths:
         server.edit_policy(file, policy_text(f"{{kind: fixed, depth: {depth}}}"))
         reached = np.zeros((len(prompts), depth + 1))
@@ -150,7 +150,7 @@ def acceptance(server: Server, file: Path, prompts: Sequence[str], tokens: int, 
         share = everybody[1:] / np.maximum(everybody[:-1], 1)
         known = (reached[:, 1:] + share) / (reached[:, :-1] + 1)
         chances = np.concatenate([chances, known[:, chances.shape[1] :]], axis=1)
-    return np.cumprod(chances, axis=1)
+    return np.cumprod(chances, axis=1, dtype=np.float64)
 
 
 def workload(fresh: Ints, tokens: int, survival: Floats, users: int, pause: float) -> Workload:
@@ -180,22 +180,26 @@ def machine(profile: CostModel, block: int, lone: Prefill, spent: Spent, fresh: 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--concurrency", default="1,4,8,16")
-    parser.add_argument("--per-user", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--passes", type=int, default=3)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument(
+        "--concurrency", default="1,4,8,16", metavar="N,..", help="users at once (default: %(default)s)"
+    )
+    parser.add_argument("--per-user", type=int, default=3, help="questions (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=64, help="of an answer (default: %(default)s)")
+    parser.add_argument("--passes", type=int, default=3, help="of every arm (default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures there")
     options = parser.parse_args()
+    unwind_when_told_to_end()
     prompts = [prompt.text for prompt in eval_prompts(240)]
     measured, others = prompts[::2], prompts[1::2]
     loads = {users: measured[: users * options.per_user] for users in map(int, options.concurrency.split(","))}
-    folder = Path(tempfile.mkdtemp())
-    file = folder / "arm.yaml"
-    file.write_text(policy_text(FULL))
     points: dict[tuple[str, int], list[Point]] = {(name, users): [] for name in SCHEDULES for users in loads}
-    arguments = ["--model-path", str(make_target()), *SPECULATE, str(file)]
-    # A cache of its own, so that it takes its profile now and not on the machine as it was last week.
-    with Server(arguments, {"XDG_CACHE_HOME": str(folder)}) as server:
+    arguments = ["--model-path", str(make_target()), *SPECULATE]
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        file = folder / "arm.yaml"
+        file.write_text(policy_text(FULL))
+        # A cache of its own, so that it takes its profile now and not on the machine as it was last week.
+        server = stack.enter_context(Server([*arguments, str(file)], {"XDG_CACHE_HOME": str(folder)}))
         block = int(server.get("/server_info")["speculative_num_steps"])
         ask(server, others[:2], 2, 16)  # warm
         lone = lone_prefill(server, others[-24:])

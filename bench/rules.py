@@ -45,9 +45,9 @@ def _median(work: Callable[[int], object], steps: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--policy", default="adaptive")
-    parser.add_argument("--requests", type=int, default=256)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--policy", default="adaptive", metavar="NAME|FILE", help="default: %(default)s")
+    parser.add_argument("--requests", type=int, default=256, help="in the batch (default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures there")
     options = parser.parse_args()
     found = measure(options.policy, options.requests)
     print(

@@ -1,9 +1,9 @@
 """Single stream: chains, trees and `shape: auto`, in alternation on one server whose policy file is rewritten.
 
-    python -m bench.shapes [--nodes 16] [--algorithm DSPARK_SGL] [--draft D] [--rounds 5] [--prompts 6] [--tokens 64]
+    python -m bench.shapes [--nodes 16] [--algorithm DSPARK_SGL] [--draft D] [--passes 5] [--prompts 6] [--tokens 64]
 
 All three verify what pays (`throughput`), so that they differ in what is drafted. Prints tokens/s, and the ratio to the
-better of chain and tree, round by round.
+better of chain and tree, pass by pass.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import argparse
 import json
 import statistics
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
+from dspark_sgl.ending import unwind_when_told_to_end
 from dspark_sgl.server import Server
 from dspark_sgl.target import make_target
 
@@ -30,28 +32,29 @@ def policy_text(shape: str, nodes: int) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--algorithm", default="DSPARK_SGL")
-    parser.add_argument("--draft")
-    parser.add_argument("--nodes", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--prompts", type=int, default=6)
-    parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--algorithm", default="DSPARK_SGL", help="default: %(default)s")
+    parser.add_argument("--draft", metavar="D", help="default: the one shipped or cached for the target")
+    parser.add_argument("--nodes", type=int, default=16, help="of the largest tree (default: %(default)s)")
+    parser.add_argument("--passes", type=int, default=5, help="of every shape (default: %(default)s)")
+    parser.add_argument("--prompts", type=int, default=6, help="how many (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=64, help="of an answer (default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures there")
     options = parser.parse_args()
+    unwind_when_told_to_end()
     prompts = [prompt.text for prompt in eval_prompts(options.prompts)]
-    file = Path(tempfile.mkdtemp()) / "shape.yaml"
-    file.write_text(policy_text("tree", options.nodes))  # the server keeps KV for the tree of its first policy
     arguments = ["--model-path", str(make_target()), "--speculative-algorithm", options.algorithm]
-    arguments += ["--dspark-policy", str(file)]
     arguments += ["--speculative-draft-model-path", options.draft] if options.draft else []
     speeds: dict[str, list[float]] = {shape: [] for shape in SHAPES}
-    with Server(arguments) as server:
-        for turn in range(-1, options.rounds):  # the first turn warms up
+    with ExitStack() as stack:
+        file = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "shape.yaml"
+        file.write_text(policy_text("tree", options.nodes))  # the server keeps KV for the tree of its first policy
+        server = stack.enter_context(Server([*arguments, "--dspark-policy", str(file)]))
+        for turn in range(-1, options.passes):  # the first turn warms up
             for shape in SHAPES if turn % 2 else reversed(SHAPES):
                 server.edit_policy(file, policy_text(shape, options.nodes))
-                measured = one_pass(server, prompts, options.tokens)
+                speed = one_pass(server, prompts, options.tokens).speed
                 if turn >= 0:
-                    speeds[shape].append(measured.speed)
+                    speeds[shape].append(speed)
     for shape, measured in speeds.items():
         print(f"{shape:>7}: tokens/s {spread(measured)}")
     better = max(("chain", "tree"), key=lambda shape: statistics.median(speeds[shape]))

@@ -16,10 +16,10 @@ from dspark_sgl.policies.workload import closed_loop
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--requests", type=int, default=1_000_000)
-    parser.add_argument("--policy", default="throughput")
-    parser.add_argument("--users", type=int, default=64)
-    parser.add_argument("--output-tokens", type=int, default=64)
+    parser.add_argument("--requests", type=int, default=1_000_000, help="default: %(default)s")
+    parser.add_argument("--policy", default="throughput", metavar="NAME|FILE", help="default: %(default)s")
+    parser.add_argument("--users", type=int, default=64, help="at once (default: %(default)s)")
+    parser.add_argument("--output-tokens", type=int, default=64, help="of an answer (default: %(default)s)")
     options = parser.parse_args()
     work = closed_loop(options.users, options.requests, 500, options.output_tokens, [0.8] * 7)
     machine = Machine(reference_cost(), 7, PREFILL_S, PREFILL_TOKEN_S, 1_000_000, options.users)

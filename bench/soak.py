@@ -20,7 +20,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,14 @@ from typing import Any
 import psutil
 from tqdm import tqdm
 
+from dspark_sgl.ending import unwind_when_told_to_end
 from dspark_sgl.server import Server
 from dspark_sgl.target import make_target
 
+from .common import SPECULATE, ask_all
 from .prompts import eval_prompts
 
 ARGUMENTS = ("--dtype", "float32", "--chunked-prefill-size", "64", "--max-total-tokens", "3000")
-SPECULATE = ("--speculative-algorithm", "DSPARK_SGL", "--dspark-policy")
 PROMPTS, LONGEST = 24, 160
 WAYS: dict[str, dict[str, Any]] = {
     "plainly asked": {},
@@ -109,9 +110,8 @@ def drop(server: Server, prompt: str, lines: int, longest: int) -> None:
 def plain_answers(server: Server, prompts: Sequence[str], longest: int) -> Wanted:
     """server: of plain SGLang"""
     asked = [(which, way) for which in range(len(prompts)) for way in WAYS]
-    with ThreadPoolExecutor(16) as pool:
-        work = pool.map(lambda ask: greedy(server, prompts[ask[0]], ask[1], longest), asked)
-        return dict(zip(asked, tqdm(work, total=len(asked), desc="plain"), strict=True))
+    answers = ask_all(lambda ask: greedy(server, prompts[ask[0]], ask[1], longest), asked, 16, "plain")
+    return dict(zip(asked, answers, strict=True))
 
 
 @contextmanager
@@ -159,7 +159,8 @@ def run(traffic: Traffic, requests: int, minutes: float | None, concurrency: int
         for index in numbers(requests, minutes):
             gate.acquire()
             work = pool.submit(traffic.ask, index)
-            work.add_done_callback(lambda _: (gate.release(), bar.update()))
+            work.add_done_callback(lambda _: gate.release())
+            work.add_done_callback(lambda _: bar.update())
             passed = index / requests if minutes is None else (time.monotonic() - start) / (60 * minutes)
             if not early and passed > 0.1:
                 early = resident(traffic.server)
@@ -168,20 +169,22 @@ def run(traffic: Traffic, requests: int, minutes: float | None, concurrency: int
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--requests", type=int, default=500)
-    parser.add_argument("--minutes", type=float)
-    parser.add_argument("--concurrency", type=int, default=16)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--requests", type=int, default=500, help="default: %(default)s")
+    parser.add_argument("--minutes", type=float, help="for so long, instead of so many requests")
+    parser.add_argument("--concurrency", type=int, default=16, help="requests at once (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of what is asked (default: %(default)s)")
     options = parser.parse_args()
+    unwind_when_told_to_end()
     prompts = [prompt.text for prompt in eval_prompts(PROMPTS)]
     model = ["--model-path", str(make_target()), *ARGUMENTS]
     # Synchronous as ours is: overlapped, SGLang counts a token for the penalties one step late.
     with Server([*model, "--disable-overlap-schedule"]) as server:
         wanted = plain_answers(server, prompts, LONGEST)
 
-    policy = Path(tempfile.mkdtemp()) / "soak.yaml"
-    policy.write_text(f"version: 1\nname: soak\n{POLICIES[1]}\n")  # the one that needs most room
-    with Server([*model, *SPECULATE, str(policy)]) as server:
+    with ExitStack() as stack:
+        policy = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "soak.yaml"
+        policy.write_text(f"version: 1\nname: soak\n{POLICIES[1]}\n")  # the one that needs most room
+        server = stack.enter_context(Server([*model, *SPECULATE, str(policy)]))
         traffic = Traffic(server, prompts, wanted, LONGEST, options.seed)
         with edited(policy):
             early, late = run(traffic, options.requests, options.minutes, options.concurrency)

@@ -1,6 +1,6 @@
 """Single stream: output tokens/s and time to first token, DSpark against plain SGLang, arms in alternation.
 
-    python -m bench.speed [--rounds 5] [--prompts 6] [--tokens 128] [--policy adaptive] [--json OUT]
+    python -m bench.speed [--passes 5] [--prompts 6] [--tokens 128] [--policy adaptive] [--json OUT]
 
 Both servers run at once and take turns, so that a slow minute of the machine hits both; only one works at a time.
 Prints medians with their spread, where a round's time goes, and how far the ratio is from what the accepted length
@@ -18,12 +18,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dspark_sgl.ending import unwind_when_told_to_end
 from dspark_sgl.server import Server
 from dspark_sgl.target import make_target
 
+from .common import PHASES, SPECULATE
 from .prompts import eval_prompts
-
-PHASES = ("plan", "draft", "select", "verify", "accept", "commit")
 
 
 @dataclass(frozen=True)
@@ -64,20 +64,20 @@ def breakdown(report: dict[str, Any]) -> dict[str, float]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--prompts", type=int, default=6)
-    parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--policy", default="adaptive")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--passes", type=int, default=5, help="of both arms (default: %(default)s)")
+    parser.add_argument("--prompts", type=int, default=6, help="how many (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=128, help="of an answer (default: %(default)s)")
+    parser.add_argument("--policy", default="adaptive", metavar="NAME|FILE", help="default: %(default)s")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures there")
     options = parser.parse_args()
+    unwind_when_told_to_end()
     prompts = [prompt.text for prompt in eval_prompts(options.prompts)]
     model = ["--model-path", str(make_target())]
-    speculate = ["--speculative-algorithm", "DSPARK_SGL", "--dspark-policy", options.policy]
-    with Server(model) as plain, Server([*model, *speculate]) as dspark:
+    with Server(model) as plain, Server([*model, *SPECULATE, options.policy]) as dspark:
         for server in (plain, dspark):
             one_pass(server, prompts[:1], 32)
         passes: dict[str, list[Pass]] = {"plain": [], "dspark": []}
-        for _ in range(options.rounds):
+        for _ in range(options.passes):
             passes["plain"].append(one_pass(plain, prompts, options.tokens))
             passes["dspark"].append(one_pass(dspark, prompts, options.tokens))
         report = dspark.report()

@@ -139,7 +139,7 @@ class DrafterAlgorithm(CustomSpecAlgo):
         if path is None:
             raise DraftError(
                 f"no draft for {self.name} is shipped or cached for {target}; name one with "
-                "--speculative-draft-model-path, or train one (recipes/README.md)"
+                "--speculative-draft-model-path, or train one (recipes/README.md in the source checkout)"
             )
         check_draft(path, target, self.name)
         return Path(path) if self.drafter_class.recurrent else as_sglang_reads_it(Path(path))

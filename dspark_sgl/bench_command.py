@@ -5,7 +5,6 @@ By default every round of `accept` verifies the drafter's whole block, so drafte
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from . import load_command
 from .acceptance import by_domain
 from .collect import Collector
 from .completion_command import POLICY_METAVAR
-from .launch import add_server_arguments, check_output
+from .launch import STDOUT, add_json_argument, add_server_arguments, check_output, write_json
 from .policies.errors import PolicyError
 from .policies.shipped import find_policy
 from .prompts import Prompt, read_prompts
@@ -30,12 +29,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     accept = benches.add_parser("accept", help="accepted length and acceptance by position", description=ACCEPT)
     add_server_arguments(accept)
     accept.add_argument("--prompts", type=Path, required=True, metavar="F.jsonl", help='lines with "prompt", "domain"')
-    accept.add_argument("--temperature", type=float, action="append", metavar="X", help="default: 1; may be repeated")
+    accept.add_argument("--temperature", type=_floats, action="extend", metavar="X,..", help="default: 1")
     accept.add_argument("--policy", metavar=POLICY_METAVAR, help="default: the drafter's whole block, always")
-    accept.add_argument("--json", type=Path, metavar="OUT", help="write the figures there")
+    add_json_argument(accept)
     accept.set_defaults(act=_accept)
-    load = benches.add_parser("load", help=load_command.HELP, description=load_command.__doc__)
+    load = benches.add_parser(
+        "load", help=load_command.HELP, description=load_command.DESCRIPTION, epilog=load_command.EPILOG
+    )
     load_command.add_arguments(load)
+
+
+def _floats(text: str) -> list[float]:
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be numbers with commas between them, not {text!r}") from None
 
 
 def run(options: argparse.Namespace) -> int:
@@ -61,11 +69,12 @@ def _accept(options: argparse.Namespace) -> int:
         for temperature in temperatures:
             found = _measure(collector, prompts, temperature)
             reports[f"{temperature:g}"] = {**found, "run": {**facts, "temperature": temperature}}
-            print("\n".join([f"temperature {temperature:g}", *_table(found), ""]), flush=True)
+            if options.json != STDOUT:
+                print("\n".join([f"temperature {temperature:g}", *_table(found), ""]), flush=True)
     if options.json:
         # One temperature has the shape of the design; several are such reports by temperature.
         report = next(iter(reports.values())) if len(reports) == 1 else {"temperatures": reports}
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+        write_json(options.json, report)
     return 0
 
 

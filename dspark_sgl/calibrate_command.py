@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from .collect import Collector
 from .drafts import find_draft
-from .launch import add_server_arguments, check_output, demo_target
+from .launch import STDOUT, add_json_argument, add_server_arguments, check_output, demo_target, write_json
 from .picture import check_picture, new_figure, save
 from .policies.errors import PolicyError
 from .prompts import read_prompts
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, metavar="X", help="default: 1; of a record: all that are in it")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: sts.json beside the draft, or in the cache")
     parser.add_argument("--plot", type=Path, metavar="OUT.png", help="draw the reliability diagram")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures there")
+    add_json_argument(parser)
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,10 @@ def run(options: argparse.Namespace) -> int:
         _plot(fit, held_out, options.plot)
     report = _report(fit, facts)
     if options.json:
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+        write_json(options.json, report)
     _write(out, report)
-    print("\n".join([*_lines(fit), "", f"{out}: written; {_who_reads(out, draft)}"]))
+    if options.json != STDOUT:
+        print("\n".join([*_lines(fit), "", f"{out}: written; {_who_reads(out, draft)}"]))
     return 0
 
 

@@ -5,7 +5,6 @@ A mistake of the user's is one line on stderr and exit code 1; a traceback means
 
 import argparse
 import os
-import signal
 import sys
 
 from . import (
@@ -20,6 +19,7 @@ from . import (
 )
 from .compat import CompatError
 from .draft_config import DraftError
+from .ending import unwind_when_told_to_end
 from .policies.errors import PolicyError
 
 _COMMANDS = {
@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, module in _COMMANDS.items():
-        command = commands.add_parser(name, help=module.HELP, description=module.HELP)
+        command = commands.add_parser(name, help=module.HELP, description=f"{module.HELP[0].upper()}{module.HELP[1:]}.")
         module.add_arguments(command)
         command.set_defaults(run=module.run, parser=parser)
     return parser
@@ -46,8 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
-    # Asked to end, a command unwinds as after a Ctrl-C, so that the server it has started ends with it.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    unwind_when_told_to_end()
     try:
         code: int = options.run(options)
         sys.stdout.flush()

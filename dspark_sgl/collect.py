@@ -65,7 +65,7 @@ class Collector:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._server.stop()
+        self._server.__exit__(kind, error, trace)
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def run(self, prompts: Sequence[Prompt], temperature: float, label: str) -> list[list[RecordedRound]]:

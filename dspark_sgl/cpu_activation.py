@@ -20,6 +20,9 @@ def activate() -> str | None:
         return None
     if os.environ.get("SGLANG_USE_CPU_ENGINE") == "1":
         return None
-    if torch.cuda.is_available() or torch.accelerator.current_accelerator(check_available=True) is not None:
-        return None
-    return CPU_PLATFORM
+    return None if has_accelerator() else CPU_PLATFORM
+
+
+def has_accelerator() -> bool:
+    """A GPU, or another device that torch computes on."""
+    return torch.cuda.is_available() or torch.accelerator.current_accelerator(check_available=True) is not None

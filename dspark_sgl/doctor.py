@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from . import compat
-from .drafts import DraftError, check_draft, find_draft, known_drafts, read_draft_config
+from .drafts import CHECKPOINTS, DraftError, check_draft, find_draft, known_drafts, read_draft_config
+from .launch import check_algorithm, is_here
 from .policies.errors import PolicyError
 from .policies.shipped import find_policy
 from .settings import policy_name
 from .source_index import find
 
-HELP = "say what is there, what is missing, and what to do; exit code 1 when serving cannot work"
+HELP = "check this machine: what serving needs, what is missing, how to fix it"
 
 _OUR_PLUGIN = "dspark_sgl"
 _ENTRY_POINTS = {"sglang.srt.plugins": _OUR_PLUGIN, "sglang.srt.platforms": "dspark_cpu"}
@@ -32,7 +33,7 @@ class Finding:
     """One line of the report. `fatal`: serving cannot work while this is so."""
 
     name: str
-    state: str  # ok | missing | broken
+    state: str  # ok | missing | broken | unknown, which a server will find out
     detail: str
     remedy: str = ""
     fatal: bool = False
@@ -42,7 +43,7 @@ class Finding:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model-path", metavar="DIR", help="the target, to see whether a draft fits it")
+    parser.add_argument("--model-path", "--model", metavar="T", help="the target, to see whether a draft fits it")
     parser.add_argument("--draft", metavar="DIR", help="the draft (default: the one shipped or cached for the target)")
     parser.add_argument("--algorithm", default="DSPARK_SGL", help="whose draft it is (default: %(default)s)")
     parser.add_argument("--policy", metavar="NAME|FILE", help="the policy (default: the one a server would take)")
@@ -105,7 +106,7 @@ def _device(torch: Any, on_gpu: bool) -> Finding:
     if on_gpu:
         names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
         return Finding("device", "ok", f"{torch.cuda.device_count()} x {', '.join(sorted(names))}")
-    if os.environ.get("SGLANG_USE_CPU_ENGINE", "0").lower() in ("1", "true"):
+    if os.environ.get("SGLANG_USE_CPU_ENGINE") == "1":
         detail = "no GPU, and SGLANG_USE_CPU_ENGINE asks for kernels that SGLang's wheel lacks"
         return Finding("device", "broken", detail, "unset SGLANG_USE_CPU_ENGINE", fatal=True)
     detail = f"CPU, {os.cpu_count()} cores ({platform.machine()}); no GPU"
@@ -172,17 +173,22 @@ def _policy(name: str) -> Finding:
 
 def _draft(model: str | None, draft: str | None, algorithm: str) -> Finding:
     try:
+        drafter = check_algorithm(algorithm)
+        for option, checkpoint in (("--model-path", model), ("--draft", draft)):
+            if checkpoint and not is_here(option, checkpoint):
+                return Finding("draft", "unknown", f"{checkpoint} is not here; checked when a server has downloaded it")
         if model is None:
             return _draft_alone(draft)
-        if not Path(model).is_dir():
-            return Finding("draft", "ok", f"{model} is not a folder here; checked when the server has downloaded it")
         folder = Path(draft) if draft else find_draft(model, algorithm)
-        if folder is None:
-            detail = f"none shipped or cached for {algorithm} with {model}"
-            return Finding("draft", "missing", detail, "name one with --draft, or train one (recipes/)", fatal=True)
-        check_draft(folder, model, algorithm)
-        return Finding("draft", "ok", f"{folder}, fits {model}")
-    except DraftError as error:
+        if folder is not None:
+            check_draft(folder, model, algorithm)
+            return Finding("draft", "ok", f"{folder}, fits {model}")
+        if drafter.name not in CHECKPOINTS and not drafter.load().uses_target_hidden:
+            return Finding("draft", "ok", f"{algorithm} needs none")
+        detail = f"none shipped or cached for {algorithm} with {model}"
+        remedy = "name one with --draft, or train one (recipes/README.md in the source checkout)"
+        return Finding("draft", "missing", detail, remedy, fatal=True)
+    except (DraftError, PolicyError) as error:
         return Finding("draft", "broken", str(error), fatal=True)
 
 

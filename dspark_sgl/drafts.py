@@ -22,13 +22,16 @@ from .draft_config import (
 from .draft_tensors import check_hot_vocab, check_tensors
 from .recurrent_config import RECURRENT, RecurrentConfig, check_recurrent, read_recurrent_config
 
-__all__ = ["DraftConfig", "DraftError", "check_draft", "find_draft", "known_drafts", "read_draft_config"]
+__all__ = ["CHECKPOINTS", "DraftConfig", "DraftError", "check_draft", "find_draft", "known_drafts", "read_draft_config"]
 
 # The model classes that a drafter of ours knows its way around in.
 _SERVED = {
     "dspark": (*DSPARK_BACKBONES, "DSparkMiniMaxDraftModel"),
     "dflash": (DFLASH, *DSPARK_BACKBONES),
 }
+
+CHECKPOINTS = frozenset((*_SERVED, *RECURRENT))
+"""The algorithms that draft with a checkpoint which can be found and checked here."""
 
 Target = Mapping[str, Any] | str | Path  # a config.json's content, the file, or the checkpoint folder
 

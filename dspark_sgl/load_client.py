@@ -99,31 +99,36 @@ def serve(server: Server, model: str, dataset: Path, load: Load, requests: int, 
 
 @dataclass(frozen=True)
 class _Counts:
-    """A server's own, since its start; all 0 for plain SGLang."""
+    """A server's own, since its start; all 0 for plain SGLang. steps: drafts a round, of SGLang's own algorithms"""
 
     counts: dict[str, int]
     accepted: dict[int, int]
     reliability: dict[str, list[float]]
+    steps: int
 
     @classmethod
     def of(cls, server: Server) -> _Counts:
-        report = server.report()
+        info = server.get("/server_info")
+        report = info["internal_states"][0].get("dspark", {})
         histogram = {int(length): n for length, n in report.get("accepted_histogram", {}).items()}
-        return cls(report.get("counts", {}), histogram, report.get("reliability", {}))
+        steps = 0 if report else int(info.get("speculative_num_steps") or 0)
+        return cls(report.get("counts", {}), histogram, report.get("reliability", {}), steps)
 
     def since(self, before: _Counts, result: dict[str, Any]) -> Served:
         done = {key: count - before.counts.get(key, 0) for key, count in self.counts.items()}
         accepted = {n: count - before.accepted.get(n, 0) for n, count in self.accepted.items()}
         steps = done.get("round_requests", 0) + done.get("plain_requests", 0)
         rounds = done.get("request_rounds", 0)
+        # Of SGLang's own no more is known than it tells its client: the mean since its start.
+        theirs = result.get("accept_length") if self.steps else None
         return Served(
             output_tps=float(result["output_throughput"]),
             tps_per_user=1000 / float(result["median_tpot_ms"]),
             ttft_ms=_percentiles(result, "ttft"),
             itl_ms=_percentiles(result, "itl"),
-            depth=done.get("drafted", 0) / steps if steps else 0.0,
-            plain=done.get("plain_requests", 0) / steps if steps else 1.0,
-            accepted_length=done.get("emitted", 0) / rounds if rounds else None,
+            depth=done.get("drafted", 0) / steps if steps else float(self.steps),
+            plain=done.get("plain_requests", 0) / steps if steps else float(not self.steps),
+            accepted_length=done.get("emitted", 0) / rounds if rounds else theirs,
             accepted={n: count for n, count in sorted(accepted.items()) if count},
             reliability={
                 name: [now - then for now, then in zip(sums, before.reliability[name], strict=True)]

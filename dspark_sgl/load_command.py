@@ -8,7 +8,6 @@ the machine hits all; figures are medians over the passes, with the least and th
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 from collections import Counter
@@ -19,13 +18,27 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from .launch import add_server_arguments, check_output, demo_target, positive
-from .load_arms import Arm, Fleet, parse_arms
+from .launch import (
+    STDOUT,
+    add_json_argument,
+    add_server_arguments,
+    check_output,
+    demo_target,
+    is_here,
+    positive,
+    write_json,
+)
+from .load_arms import Arm, ArmServers, check_machine, parse_arms
 from .load_client import Load, Served, by_load, serve, write_dataset
 from .policies.errors import PolicyError
 from .prompts import read_prompts
 
 HELP = "throughput, speed and depth of several arms under load"
+DESCRIPTION = """Throughput, speed and depth of several arms, each a real server under real load. SGLang's own client
+drives them, with so many users at once or with requests that arrive at random times; answers are half to one and a half
+times --max-new-tokens long. Arms take turns at every load; figures are medians over the passes."""
+EPILOG = """On a GPU all arms' servers share the card: pass `-- --mem-fraction-static 0.9 --max-total-tokens 50000`, or
+run one arm at a time."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--arms",
         default="plain,fixed-3,fixed-7,adaptive",
         metavar="A,..",
-        help="plain, mtp1, a policy's name or file, or ALGORITHM:POLICY (default: %(default)s)",
+        help="plain; a policy's name or file, under --algorithm; ALGORITHM:POLICY; mtp1, which is MTP_SGL:fixed-1; or "
+        "sglang:ALGORITHM, SGLang's own, for instance sglang:DSPARK, on a GPU (default: %(default)s)",
     )
     load = parser.add_mutually_exclusive_group()
     load.add_argument("--concurrency", default="1,4,8,16", metavar="N,..", help="users at once (default: %(default)s)")
@@ -43,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--per-user", type=positive, default=2, metavar="N", help="questions (default: %(default)s)")
     parser.add_argument("--requests", type=positive, default=64, metavar="N", help="with --rate (default: %(default)s)")
     parser.add_argument("--passes", type=positive, default=3, metavar="N", help="default: %(default)s")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures there")
+    add_json_argument(parser)
     parser.add_argument("--html", type=Path, metavar="OUT", help="write a report with pictures, one file")
     parser.set_defaults(act=run)
 
@@ -119,18 +133,21 @@ def run(options: argparse.Namespace) -> int:
 
         check()
     model = options.model or demo_target()
+    is_here("--model", model)
     loads = _loads(options)
     prompts = read_prompts(options.prompts, options.limit)
     arms = parse_arms(options.arms, options.algorithm, model, options.draft)
+    check_machine(arms)
     with tempfile.TemporaryDirectory() as folder:
         dataset = Path(folder) / "prompts.jsonl"
         write_dataset(prompts, options.max_new_tokens, dataset)
-        with Fleet(arms, options.algorithm, model, options.draft, options.sglang) as fleet:
-            points = _measure(fleet, arms, loads, model, dataset, len(prompts), options)
+        with ArmServers(arms, model, options.sglang) as servers:
+            points = _measure(servers, arms, loads, model, dataset, len(prompts), options)
     report = {"points": [point.entry() for point in points], "run": _facts(options, model, len(prompts))}
-    print("\n".join(table(report)))
+    if options.json != STDOUT:
+        print("\n".join(table(report)))
     if options.json:
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+        write_json(options.json, report)
     if options.html:
         from .load_report import page
 
@@ -139,7 +156,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _measure(
-    fleet: Fleet,
+    servers: ArmServers,
     arms: Sequence[Arm],
     loads: Sequence[Load],
     model: str,
@@ -152,7 +169,7 @@ def _measure(
 
     def ask(arm: Arm, load: Load, seed: int) -> Served:
         wanted = options.requests if load.concurrency is None else max(4, options.per_user * load.concurrency)
-        return serve(fleet.server(arm), model, dataset, load, min(wanted, prompts), seed)
+        return serve(servers.of(arm), model, dataset, load, min(wanted, prompts), seed)
 
     found: dict[tuple[str, Load], list[Served]] = {(arm.name, load): [] for load in loads for arm in arms}
     with tqdm(total=len(arms) * (1 + options.passes * len(loads)), unit="run") as bar:

@@ -1,6 +1,7 @@
 """Starts a real SGLang server in a process of its own and talks to it: for the demo, the benchmarks and the tests.
 
-Only the standard library and `sglang.launch_server`, started as a user would start it. Never used by the engine itself.
+Only the standard library, the policy reader and `sglang.launch_server`, started as a user would start it. Never used by
+the engine itself.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -22,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from .policies.reader import parse_policy
 
 START_TIMEOUT_S, RELOAD_TIMEOUT_S = 600, 60
 
@@ -47,12 +51,18 @@ class Answer:
 
 
 class Server:
-    """`with Server([...]) as server:` runs `python -m sglang.launch_server` until the block ends."""
+    """`with Server([...]) as server:` runs `python -m sglang.launch_server` until the block ends.
 
-    def __init__(self, arguments: Sequence[str], environment: dict[str, str] | None = None) -> None:
-        self.port = _free_port()
+    port: None for any that is free. What the server prints goes to `log_file`, which is kept where the block, or the
+    start, ends with an error.
+    """
+
+    def __init__(
+        self, arguments: Sequence[str], environment: dict[str, str] | None = None, port: int | None = None
+    ) -> None:
+        self.port = port or _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.log_file = Path(tempfile.mkstemp(prefix="dspark-server-", suffix=".log")[1])
+        self.log_file = Path(tempfile.gettempdir(), f"dspark-server-{secrets.token_hex(6)}.log")
         self._command = [
             *(sys.executable, "-m", "sglang.launch_server"),
             *("--host", "127.0.0.1", "--port", str(self.port), *arguments),
@@ -66,8 +76,8 @@ class Server:
             with ThreadPoolExecutor(1) as starter:
                 starter.submit(self._start).result()
             self._wait_until_ready()
-        except BaseException:
-            self.stop()
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
             raise
         return self
 
@@ -75,6 +85,10 @@ class Server:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+        if not isinstance(error, Exception):  # one that was told to end has nothing to explain either
+            self.log_file.unlink(missing_ok=True)
+        elif str(self.log_file) not in str(error):
+            print(f"the server's log: {self.log_file}", file=sys.stderr)
 
     def stop(self) -> None:
         """End the server and its children at once; SGLang asked politely sleeps five seconds over a crash report."""
@@ -162,18 +176,22 @@ class Server:
         return dict(state.get("dspark", {}))
 
     def edit_policy(self, file: Path, text: str) -> None:
-        """Save the policy file that the server follows and wait until it is in force."""
-        if file.read_text() == text:
-            return
-        done, end = self.report()["reloads"]["accepted"], time.monotonic() + RELOAD_TIMEOUT_S
-        file.write_text(text)
-        while self.report()["reloads"]["accepted"] == done:
+        """Save the policy file that the server follows and wait until this very text is in force.
+
+        Raises PolicyError for one that no server would take, ServerError where it is not in force after a minute.
+        """
+        content = text.encode()
+        digest = parse_policy(content, str(file)).digest
+        file.write_bytes(content)
+        end = time.monotonic() + RELOAD_TIMEOUT_S
+        while self.report()["digest"] != digest:
             if time.monotonic() > end:
                 raise ServerError(f"{file}: not in force after {RELOAD_TIMEOUT_S} s:\n{self._tail()}")
             time.sleep(0.05)
 
     def _start(self) -> None:
-        with self.log_file.open("wb") as log:
+        # For the user's eyes only: it may hold what was asked.
+        with open(os.open(self.log_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as log:
             self._process = subprocess.Popen(
                 self._command,
                 stdout=log,
@@ -197,7 +215,7 @@ class Server:
         raise ServerError(f"the server was not ready after {START_TIMEOUT_S} s:\n{self._tail()}")
 
     def _tail(self) -> str:
-        return "\n".join(self.log.splitlines()[-25:])
+        return "\n".join([*self.log.splitlines()[-25:], f"(all of it: {self.log_file})"])
 
 
 def _free_port() -> int:

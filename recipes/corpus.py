@@ -49,8 +49,10 @@ def split(records: list[Record]) -> tuple[list[int], list[int]]:
 
 def batches(records: list[Record], size: int, seed: int) -> Iterator[list[int]]:
     """Endless shuffled batches of indices, records of similar lengths together; the same for every draft."""
+    if len(records) < size:
+        raise SystemExit(f"error: {len(records)} responses to train on are fewer than --sequences {size}; write more")
     rng = random.Random(seed)
-    lengths = [len(r.prompt_ids) + len(r.response_ids) for r in records]
+    lengths = [len(r) for r in records]
     while True:
         # A little noise on the length keeps neighbours changing from epoch to epoch.
         noisy = [length + rng.uniform(0, 12) for length in lengths]

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -17,11 +18,15 @@ class Record:
     response_ids: list[int]
     temperature: float
 
-    def to_json(self) -> dict:
+    def __len__(self) -> int:
+        """Tokens of the whole."""
+        return len(self.prompt_ids) + len(self.response_ids)
+
+    def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def _lines(path: str | Path) -> Iterator[dict]:
+def _lines(path: str | Path) -> Iterator[dict[str, Any]]:
     opener = gzip.open if str(path).endswith(".gz") else open
     with opener(path, "rt") as lines:
         for line in lines:

@@ -27,7 +27,7 @@ class Sequence(Protocol):
 class SlotDecoder:
     """`slots` sequences of at most `length` tokens at once; a layer's KV is [slots, kv_heads, length, head_dim]."""
 
-    def __init__(self, model: FrozenLlama, slots: int, length: int):
+    def __init__(self, model: FrozenLlama, slots: int, length: int) -> None:
         self.model, self.slots, self.device = model, slots, model.device
         shape = (slots, model.kv_heads, length, model.head_dim)
         self.keys = [torch.zeros(shape, dtype=model.dtype, device=model.device) for _ in model.layers]
@@ -108,19 +108,23 @@ class SlotDecoder:
 
 
 def sample(logits: Tensor, temperature: Tensor) -> Tensor:
-    """Exact draws from softmax(logits / T) by inversion, [n]; argmax where T = 0. Float32 throughout.
+    """Exact draws from softmax(logits / T) by inversion, int64 [n]; argmax where T = 0. Float32 throughout.
+
+    logits [n, V]; temperature [n].
 
     Two levels, a block of 256 columns and then a column in it: a running sum over the whole row costs more than the
-    rest of the draw together. The vocabulary must be a multiple of 256.
+    rest of the draw together.
     """
     tokens = torch.empty(len(logits), dtype=torch.long, device=logits.device)
     greedy = temperature == 0
     tokens[greedy] = logits[greedy].argmax(-1)
     scaled = logits[~greedy].float() / temperature[~greedy, None]
-    weights = scaled.sub_(scaled.amax(-1, keepdim=True)).exp_().unflatten(-1, (-1, 256))
+    vocabulary = logits.shape[1]
+    weights = scaled.sub_(scaled.amax(-1, keepdim=True)).exp_()
+    weights = F.pad(weights, (0, -vocabulary % 256)).unflatten(-1, (-1, 256))
     block = draw(weights.sum(-1))
     column = draw(weights[torch.arange(len(block), device=block.device), block])
-    tokens[~greedy] = block * 256 + column
+    tokens[~greedy] = (block * 256 + column).clamp(max=vocabulary - 1)
     return tokens
 
 

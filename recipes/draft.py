@@ -7,7 +7,7 @@ data, losses or optimisers; its checkpoint is in the format that SGLang's model 
 from __future__ import annotations
 
 import json
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -37,14 +37,16 @@ class Blocks:
     latent: Tensor
 
 
-class Draft(nn.Module):
+class Draft(nn.Module, ABC):
     """Row k of an anchor at position a predicts the token at a + k, teacher-forced with the text's a + 1 .. a + k - 1.
 
     kind: the algorithm, as in `--speculative-algorithm DSPARK_SGL`, without the ending and in small letters
+    architecture: what its `config.json` calls it
     hot: int64 `[v]`, sorted ids of the tokens it may propose; logits are over these only
     """
 
     kind: ClassVar[str]
+    architecture: ClassVar[str]
     hot: Tensor
 
     def __init__(self, shape: Shape, steps: int, layer_ids: tuple[int, ...], hot: Tensor) -> None:

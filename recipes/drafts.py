@@ -12,12 +12,7 @@ from recipes.block import DFlashDraft, DSparkDraft
 from recipes.draft import Draft
 from recipes.recurrent import Eagle3Draft, MTPDraft
 
-ARCHITECTURES: dict[str, type[Draft]] = {
-    "Qwen3DSparkModel": DSparkDraft,
-    "DFlashDraftModel": DFlashDraft,
-    "LlamaForCausalLMEagle3": Eagle3Draft,
-    "MiMoForCausalLM": MTPDraft,
-}
+ALGORITHMS: dict[str, type[Draft]] = {draft.kind: draft for draft in (DSparkDraft, DFlashDraft, Eagle3Draft, MTPDraft)}
 
 
 def load_draft(folder: Path) -> Draft:
@@ -25,4 +20,7 @@ def load_draft(folder: Path) -> Draft:
     hf = json.loads((folder / "config.json").read_text())
     hot = torch.tensor(json.loads((folder / "hot_vocab.json").read_text()))
     tensors = {name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()}
-    return ARCHITECTURES[hf["architectures"][0]].from_checkpoint(hf, tensors, hot)
+    for draft in ALGORITHMS.values():
+        if hf["architectures"] == [draft.architecture]:
+            return draft.from_checkpoint(hf, tensors, hot)
+    raise SystemExit(f"error: {folder / 'config.json'}: architectures: {hf['architectures']} is none of the recipes'")

@@ -13,6 +13,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -85,7 +86,7 @@ def walk(scores: Scores, temperature: float, seed: int) -> list[tuple[int, int]]
     return rounds
 
 
-def summarise(items: list[Scores], temperature: float) -> dict:
+def summarise(items: list[Scores], temperature: float) -> dict[str, Any]:
     """Accepted length (bonus included), conditional acceptance by position, and the confidence head's bias."""
     tokens = rounds = 0
     gamma = items[0].match.shape[1]
@@ -93,7 +94,8 @@ def summarise(items: list[Scores], temperature: float) -> dict:
     for seed, scores in enumerate(items):
         for at, n in walk(scores, temperature, seed):
             possible = int(scores.valid[at].sum())
-            rounds, tokens = rounds + 1, tokens + n + 1
+            # Where the text ends with an accepted draft there is no bonus behind it.
+            rounds, tokens = rounds + 1, tokens + min(n + 1, len(scores.valid) - at)
             reached[: min(n + 1, possible)] += 1
             accepted[:n] += 1
     valid = torch.cat([s.valid for s in items])
@@ -145,7 +147,7 @@ def load_responses(path: Path) -> list[tuple[str, Record]]:
 
 def evaluate(
     draft: Draft, target: FrozenLlama, responses: list[tuple[str, Record]], temperature: float, workers: int
-) -> dict:
+) -> dict[str, Any]:
     """`overall` and per-domain summaries over the target's responses at one temperature."""
     todo = [(domain, record) for domain, record in responses if len(record.response_ids) > 1]
     with ThreadPoolExecutor(workers) as pool:
@@ -166,7 +168,7 @@ def main() -> None:
     parser.add_argument("--draft", required=True, help="folder of the exported draft")
     parser.add_argument("--prompts", required=True, help="JSONL with domain and prompt")
     parser.add_argument("--cache", required=True, help="folder for the target's responses")
-    parser.add_argument("--max-new", type=int, default=128)
+    parser.add_argument("--max-new", type=int, default=128, help="tokens of a response at most")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=2, help="responses in flight, one thread each")
     parser.add_argument("--json", help="write the figures here")
@@ -174,7 +176,7 @@ def main() -> None:
     torch.set_num_threads(1)
     target = FrozenLlama.from_pretrained(args.model, 2048, args.device)
     draft = load_draft(Path(args.draft)).to(args.device, target.dtype)
-    result: dict = {"prompts": len(read_domains(args.prompts))}
+    result: dict[str, Any] = {"prompts": len(read_domains(args.prompts))}
     for temperature in (0.0, 1.0):
         path = Path(args.cache) / f"eval-t{temperature:g}-n{args.max_new}.jsonl"
         if not path.exists():

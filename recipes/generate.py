@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from tqdm import tqdm
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from recipes.data import Record, read_prompts, read_records
 from recipes.decoder import SlotDecoder
@@ -59,9 +59,19 @@ class Job:
 
 
 class PromptSource:
-    """An endless, seeded stream of jobs over the domains."""
+    """An endless, seeded stream of jobs over the domains.
 
-    def __init__(self, tokenizer, prompts: dict[str, list[str]], excluded: set[str], seed: int, max_new: int):
+    prompts: of each domain but `free`; excluded: never answered; max_new: tokens of an answer at most
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: dict[str, list[str]],
+        excluded: set[str],
+        seed: int,
+        max_new: int,
+    ) -> None:
         self.tokenizer, self.prompts, self.excluded, self.max_new = tokenizer, prompts, excluded, max_new
         self.rng = random.Random(seed)
         self.decks: dict[str, list[str]] = {}
@@ -160,11 +170,11 @@ def main() -> None:
     parser.add_argument("--prompts", required=True, help="folder with train-{chat,code,math}.jsonl")
     parser.add_argument("--exclude", nargs="*", default=[], help="prompt files that must never be answered")
     parser.add_argument("--seen", nargs="*", default=[], help="earlier data whose greedy answers are not repeated")
-    parser.add_argument("--out", required=True)
+    parser.add_argument("--out", required=True, help="response file, appended to")
     parser.add_argument("--tokens", type=int, default=1_000_000, help="response tokens to write in this run")
-    parser.add_argument("--max-new", type=int, default=192)
-    parser.add_argument("--max-prompt", type=int, default=256)
-    parser.add_argument("--slots", type=int, default=128)
+    parser.add_argument("--max-new", type=int, default=192, help="tokens of a response at most")
+    parser.add_argument("--max-prompt", type=int, default=256, help="tokens; longer prompts are not answered")
+    parser.add_argument("--slots", type=int, default=128, help="responses written at once")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="one process per core shares best")
     parser.add_argument("--seed", type=int, default=1)

@@ -1,18 +1,19 @@
 """The frozen Llama target as the recipes need it: fused weights, one layer at a time, the residual stream in the open.
 
 Shared by the sampler (with a slot cache) and by the trainer (whole sequences, layer outputs as features). It never
-trains and never changes the target; a model it does not know (biases, other norms) must not be passed in.
+trains and never changes the target, and refuses one that it would compute wrongly (biases, scaled rotary embeddings).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
@@ -42,10 +43,28 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat([-b, a], -1) * sin
 
 
-class FrozenLlama:
-    """A Llama checkpoint as plain tensors. Every method is without gradient and safe to call from several threads."""
+def check_config(config: Any) -> None:
+    """Ends the program where a Llama's config asks for more than is computed here: it would be left out unsaid."""
+    for name, value, known in (
+        ("model_type", config.model_type, "llama"),
+        ("rope_type", config.rope_parameters.get("rope_type", "default"), "default"),
+        ("hidden_act", config.hidden_act, "silu"),
+        ("attention_bias", config.attention_bias, False),
+        ("mlp_bias", config.mlp_bias, False),
+    ):
+        if value != known:
+            where = config.name_or_path or "the target"
+            raise SystemExit(f"error: {where}: {name} is {value!r}; the recipes read a Llama of {name} {known!r} only")
 
-    def __init__(self, model, length: int):
+
+class FrozenLlama:
+    """A Llama checkpoint as plain tensors. Every method is without gradient and safe to call from several threads.
+
+    embedding, head: `[V, H]`, in the dtype and on the device of the model; length: positions there are tables for
+    """
+
+    def __init__(self, model: PreTrainedModel, length: int) -> None:
+        check_config(model.config)
         cfg, weight = model.config, model.model.embed_tokens.weight.detach()
         self.config, self.device, self.dtype = cfg, weight.device, weight.dtype
         self.heads, self.kv_heads, self.head_dim = cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim
@@ -61,7 +80,8 @@ class FrozenLlama:
         return cls(AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device).eval(), length)
 
     @staticmethod
-    def _fuse(layer) -> Layer:
+    def _fuse(layer: Any) -> Layer:
+        """layer: a `LlamaDecoderLayer` of transformers. qkv: `[(heads + 2 kv_heads) d, H]`; gate_up: `[2 I, H]`"""
         att, mlp = layer.self_attn, layer.mlp
         qkv = torch.cat([att.q_proj.weight, att.k_proj.weight, att.v_proj.weight]).detach()
         gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]).detach()

@@ -7,6 +7,7 @@ times. Here each chunk is multiplied, compared and turned into gradients at once
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,10 +48,22 @@ class DistributionLoss(torch.autograd.Function):
     """sum_i w_i (l1 * |p_d - p_t|_1 + ce * CE(p_t, p_d)) with p_d = softmax(h E^T + z W2^T), all over the hot rows."""
 
     @staticmethod
-    def forward(ctx, hidden, latent, w2, head, target, rows, weight, l1, ce):
-        """hidden [n, h], latent [n, r], w2 [v, r], head [v, h], target [m, v] probabilities, rows [n] -> target row.
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        latent: Tensor,
+        w2: Tensor,
+        head: Tensor,
+        target: Tensor,
+        rows: Tensor,
+        weight: Tensor,
+        l1: float,
+        ce: float,
+    ) -> tuple[Tensor, Tensor]:
+        """hidden [n, h], latent [n, r], w2 [v, r], head [v, h] in the dtype to multiply in; target [m, v]
+        probabilities, rows int64 [n] -> target row, weight float32 [n].
 
-        Returns the loss (scalar) and the total variation 0.5 * |p_d - p_t|_1 of each position [n].
+        Returns the loss (scalar) and the total variation 0.5 * |p_d - p_t|_1 of each position [n], both float32.
         """
         dtype = head.dtype
         hidden, latent, w2_low = hidden.to(dtype), latent.to(dtype), w2.to(dtype)
@@ -72,7 +85,8 @@ class DistributionLoss(torch.autograd.Function):
         return loss, tv
 
     @staticmethod
-    def backward(ctx, grad, _):
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        """grad: of the loss, a scalar. The gradients of hidden, latent and w2, which `forward` has made already."""
         grad_hidden, grad_latent, grad_w2 = ctx.saved_tensors
         return grad * grad_hidden, grad * grad_latent, grad * grad_w2, *([None] * 6)
 

@@ -8,6 +8,7 @@ see their own predecessors besides ("training-time test").
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any, ClassVar
 
 import torch
@@ -33,15 +34,17 @@ class RecurrentDraft(Draft):
         self.self_attn, self.mlp = Projections(shape, width), MLP(shape)
         self.post_attention_layernorm = RMSNorm(shape.hidden, shape.eps)
 
+    @abstractmethod
     def context(self, reading: Reading, dtype: torch.dtype) -> Tensor:
         """`[n, t, H]`: the hidden state of every true row."""
-        raise NotImplementedError
 
+    @abstractmethod
     def enter(self, hidden: Tensor, embedded: Tensor) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
+        """hidden, embedded: `[.., H]`; returns `[.., H]` and `[.., width]`"""
 
+    @abstractmethod
     def leave(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
+        """x: `[.., H]`, as are both that are returned"""
 
     def forward(self, reading: Reading, anchors: Tensor, embedding: Tensor) -> Blocks:
         dtype, last = embedding.dtype, reading.ids.shape[1] - 1
@@ -100,6 +103,7 @@ class Eagle3Draft(RecurrentDraft):
     """Three target layers, projected; the token's embedding and the hidden state side by side into q, k and v."""
 
     kind: ClassVar[str] = "eagle3"
+    architecture: ClassVar[str] = "LlamaForCausalLMEagle3"
 
     def __init__(self, shape: Shape, steps: int, layer_ids: tuple[int, ...], hot: Tensor, scale: Tensor) -> None:
         super().__init__(shape, steps, layer_ids, hot, width=2 * shape.hidden)
@@ -131,7 +135,7 @@ class Eagle3Draft(RecurrentDraft):
 
     def config(self) -> dict[str, Any]:
         return {
-            "architectures": ["LlamaForCausalLMEagle3"],
+            "architectures": [self.architecture],
             "model_type": "llama",
             "num_hidden_layers": 1,
             "draft_vocab_size": len(self.hot),
@@ -171,6 +175,7 @@ class MTPDraft(RecurrentDraft):
     """The target's final state and the token's embedding, each normed, projected into the residual stream."""
 
     kind: ClassVar[str] = "mtp"
+    architecture: ClassVar[str] = "MiMoForCausalLM"
 
     def __init__(self, shape: Shape, steps: int, hot: Tensor) -> None:
         super().__init__(shape, steps, (), hot, width=shape.hidden)
@@ -203,7 +208,7 @@ class MTPDraft(RecurrentDraft):
 
     def config(self) -> dict[str, Any]:
         return {
-            "architectures": ["MiMoForCausalLM"],
+            "architectures": [self.architecture],
             "model_type": "qwen2",
             "num_hidden_layers": 1,
             "num_nextn_predict_layers": 1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +37,7 @@ class Shape:
         )  # fmt: skip
 
     @classmethod
-    def from_hf(cls, hf: dict) -> Shape:
+    def from_hf(cls, hf: dict[str, Any]) -> Shape:
         """Out of a draft's `config.json` as `hf` below wrote it."""
         return cls(
             vocab=hf["vocab_size"], hidden=hf["hidden_size"], intermediate=hf["intermediate_size"],
@@ -45,7 +46,7 @@ class Shape:
             target_layers=hf["num_target_layers"],
         )  # fmt: skip
 
-    def hf(self) -> dict:
+    def hf(self) -> dict[str, Any]:
         """The fields every draft's `config.json` has."""
         return {
             "vocab_size": self.vocab,

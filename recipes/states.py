@@ -69,7 +69,7 @@ class StateCache:
         self.records = read_records(folder / "records.jsonl")
         if meta["done"] < len(self.records):
             raise SystemExit(f"error: {folder} holds {meta['done']} of {len(self.records)} records; run recipes.states")
-        self._start = [0, *accumulate(len(r.prompt_ids) + len(r.response_ids) for r in self.records)]
+        self._start = [0, *accumulate(map(len, self.records))]
         rows = _rows(folder, self._start[-1], (len(self.layers) + 1) * self.hidden)
         self._rows = rows.view(len(rows), -1, self.hidden)
 
@@ -90,7 +90,7 @@ class LiveStates:
 
     def __init__(self, target: FrozenLlama, data: list[str], layers: tuple[int, ...], max_length: int) -> None:
         self._target, self.layers = target, layers
-        self.records = sorted(read_corpus(data, max_length), key=lambda r: len(r.prompt_ids) + len(r.response_ids))
+        self.records = sorted(read_corpus(data, max_length), key=len)
 
     def reading(self, indices: list[int], layers: tuple[int, ...]) -> Reading:
         return read(self._target, [self.records[i] for i in indices], layers)
@@ -120,7 +120,7 @@ def write(args: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     target = FrozenLlama.from_pretrained(args.model, args.max_length + 16, args.device)
     if not (folder / "meta.json").exists():
-        records = sorted(read_corpus(args.data, args.max_length), key=lambda r: len(r.prompt_ids) + len(r.response_ids))
+        records = sorted(read_corpus(args.data, args.max_length), key=len)
         text = "".join(json.dumps(r.to_json()) + "\n" for r in records)
         (folder / "records.jsonl").write_text(text)
         Progress(list(layers), target.config.hidden_size).save(folder)
@@ -128,7 +128,7 @@ def write(args: argparse.Namespace) -> None:
     if tuple(progress.layers) != layers:
         raise SystemExit(f"error: {folder} holds layers {progress.layers}; choose another --out for {list(layers)}")
     records = read_records(folder / "records.jsonl")
-    start = [0, *accumulate(len(r.prompt_ids) + len(r.response_ids) for r in records)]
+    start = [0, *accumulate(map(len, records))]
     rows = _rows(folder, start[-1], (len(layers) + 1) * progress.hidden)
 
     def work(at: int) -> int:
@@ -153,7 +153,9 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", required=True, help="response files of recipes.generate")
     parser.add_argument("--layers", type=int, nargs="+", default=list(LAYERS), help="whose output is kept")
     parser.add_argument("--out", required=True, help="the cache folder; 7 kB a token for SmolLM2")
-    parser.add_argument("--max-length", type=int, default=512)
+    parser.add_argument(
+        "--max-length", type=int, default=512, help="tokens of prompt and response; longer are left out"
+    )
     parser.add_argument("--sequences", type=int, default=4, help="sequences read together")
     parser.add_argument("--workers", type=int, default=2, help="batches in flight, one thread each")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

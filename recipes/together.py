@@ -15,8 +15,7 @@ import time
 from pathlib import Path
 
 from recipes.data import read_records
-
-ALGORITHMS = ("dspark", "dflash", "eagle3", "mtp")
+from recipes.drafts import ALGORITHMS
 
 
 def main() -> int:

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from recipes.block import DFlashDraft, DSparkDraft
 from recipes.corpus import batches, hot_vocabulary, split
 from recipes.draft import Draft
+from recipes.drafts import ALGORITHMS
 from recipes.evaluate import score, summarise
 from recipes.llama import FrozenLlama
 from recipes.loss import DistributionLoss, LossWeights, hot_probabilities
@@ -236,7 +237,8 @@ class Trainer:
         stream = batches(records, args.sequences, args.seed)
         for _ in range(self.step * args.accumulate):  # where the run before stopped
             next(stream)
-        begun, earlier, last_report = time.monotonic(), self.seconds, 0.0
+        begun, earlier = time.monotonic(), self.seconds
+        last_report = earlier
         curve = Path(args.out) / "curve.jsonl"
         self.micro_batch(self.train[:1], 0)  # compiles the loss before there are threads to race for it
         with ThreadPoolExecutor(args.workers) as pool, tqdm(total=args.tokens, unit="token", mininterval=10) as bar:
@@ -266,7 +268,7 @@ class Trainer:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--algorithm", choices=("dspark", "dflash", "eagle3", "mtp"), required=True)
+    parser.add_argument("--algorithm", choices=tuple(ALGORITHMS), required=True)
     parser.add_argument("--model", required=True, help="folder of the target checkpoint")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--cache", help="folder of recipes.states")
@@ -280,14 +282,16 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=32, help="of DSpark's Markov head")
     parser.add_argument("--mask-token", type=int, default=4, help="a special token the target never writes")
     parser.add_argument("--coverage", type=float, default=0.98, help="share of response tokens in the hot vocabulary")
-    parser.add_argument("--max-length", type=int, default=512)
+    parser.add_argument(
+        "--max-length", type=int, default=512, help="tokens of a response with its prompt; longer ones are left out"
+    )
     parser.add_argument("--sequences", type=int, default=2, help="sequences in a micro-batch")
     parser.add_argument("--accumulate", type=int, default=2, help="micro-batches in a step")
     parser.add_argument("--anchor-share", type=float, default=0.25, help="anchors per response token")
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--l1", type=float, default=0.9)
-    parser.add_argument("--ce", type=float, default=0.3)
-    parser.add_argument("--warmup", type=int, default=20)
+    parser.add_argument("--lr", type=float, default=2e-3, help="at its highest, after the warm-up")
+    parser.add_argument("--l1", type=float, default=0.9, help="weight of the distance of the distributions")
+    parser.add_argument("--ce", type=float, default=0.3, help="weight of the cross entropy")
+    parser.add_argument("--warmup", type=int, default=20, help="steps")
     parser.add_argument("--report-every", type=float, default=5, help="minutes")
     parser.add_argument("--workers", type=int, default=2, help="micro-batches in flight, one thread each")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -22,9 +22,9 @@ import triton_interpreter  # noqa: F401  before anything imports triton
 
 from dspark_sgl.server import Answer, Server
 from dspark_sgl.settings import RECORD_VARIABLE
-from dspark_sgl.target import make_target
+from dspark_sgl.target import chat, make_target
 
-from .questions import chat, shaped, together
+from .questions import shaped, together
 
 PROMPTS = Path(__file__).parent.parent / "bench" / "prompts" / "eval.jsonl"
 SHARED = (

@@ -8,13 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from dspark_sgl.server import Answer, Server
-
-
-def chat(prompt: str) -> str:
-    """SmolLM2's chat template for one user turn."""
-    system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
-    return f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
-
+from dspark_sgl.target import chat
 
 PROMPT = chat("Write a python function to sort a list.")
 LONG_PROMPT = range(1000, 1330)

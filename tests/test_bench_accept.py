@@ -92,9 +92,11 @@ def test_a_faulty_prompt_is_named(tmp_path: Path, text: str, words: str):
         (["--prompts", "{tmp}/none.jsonl"], "none.jsonl: prompts cannot be read: No such file"),
         (["--algorithm", "DSPRK"], "--algorithm: 'DSPRK' is unknown; there are"),
         (["--model", "/nowhere/at/all"], "--model: /nowhere/at/all: no such folder"),
+        (["--model-path", "./typo"], "--model: ./typo: no such folder; name one, or a model of a hub as owner/name"),
+        (["--draft", "./none"], "--draft: ./none: no such folder"),
         (["--draft", "{tmp}/wrong"], "hidden_size is 16, the target has"),
         (["--policy", "fixd-3"], "did you mean 'fixed-3'?"),
-        (["--temperature", "-1"], "--temperature: must be at least 0"),
+        (["--temperature=0,-1"], "--temperature: must be at least 0"),
         (["--json", "{tmp}/no/out.json"], "--json: {tmp}/no/out.json cannot be written"),
     ],
 )
@@ -112,7 +114,15 @@ def test_what_cannot_work_is_one_line_before_a_server_starts(
     assert error.startswith("error: ") and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [[], ["accept"], ["accept", "--prompts", "p", "--limit", "0"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["accept"],
+        ["accept", "--prompts", "p", "--limit", "0"],
+        ["accept", "--prompts", "p", "--temperature", "0;1"],
+    ],
+)
 def test_a_wrong_call_shows_the_usage(arguments: list[str], capsys: Captured):
     with pytest.raises(SystemExit) as caught:
         main(["bench", *arguments])

@@ -64,6 +64,12 @@ def test_known_temperatures_are_written_and_a_server_reads_them(draft: Path, tmp
     assert "10000 rounds of 20 others" in table and str(found) in table
 
 
+def test_figures_on_stdout_stand_alone(draft: Path, tmp_path: Path, capsys: Captured):
+    assert calibrate(record(tmp_path / "rounds.jsonl"), draft, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["temperatures"] == json.loads((draft / "sts.json").read_text())["temperatures"]
+
+
 def test_the_file_names_no_folder_of_the_machine_it_was_fitted_on(draft: Path, tmp_path: Path):
     out = tmp_path / "mine.json"
     assert calibrate(record(tmp_path / "rounds.jsonl"), draft, "--out", str(out)) == 0

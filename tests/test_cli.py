@@ -94,6 +94,37 @@ def test_a_target_without_a_draft_is_fatal_until_one_is_cached(capsys: Captured,
     assert (code, found["draft"]["state"]) == (0, "ok")
 
 
+def test_what_is_asked_for_is_judged_by_what_it_needs(capsys: Captured, target: str):
+    code, found = findings(capsys, "--model-path", target, "--algorithm", "ngram_sgl")
+    assert (code, found["draft"]["state"], found["draft"]["detail"]) == (0, "ok", "ngram_sgl needs none")
+    code, found = findings(capsys, "--model-path", target, "--algorithm", "FOO")
+    assert (code, found["draft"]["state"]) == (1, "broken")
+    assert "'FOO' is unknown; there are DFLASH_SGL, DSPARK_SGL" in found["draft"]["detail"]
+
+
+@pytest.mark.parametrize(
+    ("model", "code", "state"),
+    [("/no/such", 1, "broken"), ("./typo", 1, "broken"), ("typo", 1, "broken"), ("owner/name-8B", 0, "unknown")],
+)
+def test_a_checkpoint_that_is_not_here_is_missing_or_a_hubs(capsys: Captured, model: str, code: int, state: str):
+    for option in ("--model", "--model-path", "--draft"):
+        found = findings(capsys, option, model)
+        assert (found[0], found[1]["draft"]["state"]) == (code, state)
+
+
+@pytest.mark.parametrize(("value", "code"), [("1", 1), ("true", 0)])
+def test_only_what_sglang_heeds_is_fatal(capsys: Captured, monkeypatch: pytest.MonkeyPatch, value: str, code: int):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setenv("SGLANG_USE_CPU_ENGINE", value)
+    assert findings(capsys)[0] == code
+
+
+def test_an_empty_policy_variable_is_an_unset_one(capsys: Captured, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DSPARK_POLICY", "")
+    code, found = findings(capsys)
+    assert code == 0 and found["policy"]["detail"].startswith("adaptive")
+
+
 def test_the_doctor_speaks_of_a_draft_without_a_target(capsys: Captured, tmp_path: Path):
     draft = str(write_draft(tmp_path / "draft"))
     assert "block of 5" in findings(capsys, "--draft", draft)[1]["draft"]["detail"]

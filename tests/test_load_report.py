@@ -12,9 +12,14 @@ from xml.etree import ElementTree
 import pytest
 
 from dspark_sgl.cli import main
+from dspark_sgl.cpu_activation import has_accelerator
+from dspark_sgl.load_arms import parse_arms
 from dspark_sgl.load_client import Load, Served
 from dspark_sgl.load_command import Point, table
 from dspark_sgl.load_report import page
+from dspark_sgl.policies.errors import PolicyError
+
+from .draft_checkpoints import TARGET, write_draft
 
 FIGURES = ("frontier", "throughput", "depth", "survival", "reliability", "ttft_ms", "itl_ms")
 
@@ -107,6 +112,9 @@ def test_a_browser_shows_all_of_it(report: dict, tmp_path: Path) -> None:
         (["--arms", "plain,adaptvie"], "did you mean 'adaptive'"),
         (["--arms", "plain,plain"], "names 'plain' twice"),
         (["--arms", "NOBODY_SGL:off"], "unknown"),
+        (["--arms", "plain", "--model", "/nowhere/at/all"], "--model: /nowhere/at/all: no such folder"),
+        (["--arms", "sglang:DSPARK", "--draft", "./none"], "--draft: ./none: no such folder"),
+        (["--arms", "sglang:DSPRK"], "SGLang has no such algorithm; there are"),
         (["--concurrency", "1,x"], "numbers above 0"),
         (["--rate", "0"], "numbers above 0"),
         (["--html", "/nowhere/report.html"], "cannot be written"),
@@ -120,3 +128,34 @@ def test_a_mistake_is_one_line_before_a_server_starts(
     assert main(["bench", "load", "--prompts", str(prompts), "--model", str(tmp_path), *arguments]) == 1
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
+
+
+@pytest.fixture
+def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / "config.json").write_text(json.dumps(TARGET))
+    return str(tmp_path / "target")
+
+
+def test_sglangs_own_algorithm_is_an_arm_with_the_draft_that_ours_would_find(target: str, tmp_path: Path) -> None:
+    with pytest.raises(PolicyError, match="no draft is shipped or cached"):
+        parse_arms("sglang:DSPARK", "DSPARK_SGL", target, None)
+    cached = write_draft(tmp_path / "cache" / "dspark_sgl" / "drafts" / "mine")
+    arms = parse_arms("plain,fixed-3,sglang:dspark,sglang:NGRAM", "DSPARK_SGL", target, None)
+    assert [(arm.algorithm, arm.draft, bool(arm.policy)) for arm in arms] == [
+        (None, None, False),
+        ("DSPARK_SGL", None, True),
+        ("DSPARK", str(cached), False),
+        ("NGRAM", None, False),
+    ]
+    named = parse_arms("fixed-3,sglang:DSPARK,sglang:EAGLE", "DSPARK_SGL", target, "me/mine")
+    assert [arm.draft for arm in named] == ["me/mine", "me/mine", None]
+
+
+@pytest.mark.skipif(has_accelerator(), reason="SGLang's own runs here")
+def test_sglangs_own_algorithm_needs_a_gpu(target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "Hello"}\n')
+    run = ["bench", "load", "--prompts", str(tmp_path / "p.jsonl"), "--model", target]
+    assert main([*run, "--arms", "plain,sglang:NGRAM"]) == 1
+    assert "'sglang:NGRAM' needs a GPU" in capsys.readouterr().err

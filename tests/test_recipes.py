@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,20 +14,23 @@ from torch import Tensor
 
 from recipes import states
 from recipes.block import DFlashDraft, DSparkDraft
+from recipes.corpus import batches
+from recipes.curves import draw
 from recipes.data import Record
+from recipes.decoder import sample
 from recipes.draft import Draft
-from recipes.drafts import load_draft
-from recipes.evaluate import score, walk
-from recipes.llama import FrozenLlama
+from recipes.drafts import ALGORITHMS, load_draft
+from recipes.evaluate import score, summarise, walk
+from recipes.llama import FrozenLlama, check_config
 from recipes.recurrent import Eagle3Draft, MTPDraft
 from recipes.shape import Shape
 from recipes.states import LiveStates, Reading, StateCache, read
-from recipes.train import sample_anchors
+from recipes.train import Trainer, sample_anchors
 
 from . import tiny_models
 
 LAYERS = (0, 1, 2)
-KINDS = ("dspark", "dflash", "eagle3", "mtp")
+KINDS = tuple(ALGORITHMS)
 STEPS = 4
 
 
@@ -194,4 +198,105 @@ def test_a_draft_that_is_the_target_is_always_accepted(target: FrozenLlama, reco
     always = type(scores)(torch.ones_like(scores.match), scores.ratio, scores.overlap, None, scores.valid)
     rounds = walk(always, 0.0, seed=0)
     assert all(accepted == min(STEPS, int(scores.valid[at].sum())) for at, accepted in rounds)
-    assert sum(accepted + 1 for _, accepted in rounds) >= len(records[5].response_ids) - 1
+    # Every token behind the first anchor is counted, and none behind the end.
+    assert summarise([always], 0.0)["tokens"] == len(records[5].response_ids) - 1
+
+
+def test_a_round_in_mid_text_counts_its_bonus(target: FrozenLlama, records: list[Record]) -> None:
+    scores = score(make("dspark", target, records), target, read(target, [records[5]], LAYERS))
+    never = type(scores)(torch.zeros_like(scores.match), scores.ratio, scores.overlap, None, scores.valid)
+    assert summarise([never], 0.0)["accepted_length"] == 1.0
+
+
+@pytest.mark.parametrize("vocabulary", [7, 256, 600])
+def test_tokens_are_drawn_as_they_are_probable(vocabulary: int) -> None:
+    """Whether blocks of 256 divide the vocabulary or not: chi-square over the last five tokens and all the others."""
+    torch.manual_seed(0)
+    n, temperature = 20_000, 0.7
+    logits = torch.randn(vocabulary)
+    logits[-5:] += 4
+    drawn = sample(logits.expand(n, -1), torch.full((n,), temperature))
+    p = (logits / temperature).softmax(0)
+    expected = n * torch.cat([p[-5:], p[:-5].sum()[None]])
+    counts = drawn.bincount(minlength=vocabulary)
+    assert len(counts) == vocabulary, "a token that the vocabulary does not have"
+    found = torch.cat([counts[-5:], counts[:-5].sum()[None]])
+    assert float(((found - expected) ** 2 / expected).sum()) < 25  # 5 degrees of freedom: p < 2e-4
+    assert sample(logits[None], torch.zeros(1)).tolist() == [int(logits.argmax())]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("rope_parameters", {"rope_type": "llama3", "rope_theta": 5e5}, "rope_type is 'llama3'"),
+        ("attention_bias", True, "attention_bias is True"),
+        ("mlp_bias", True, "mlp_bias is True"),
+        ("hidden_act", "gelu", "hidden_act is 'gelu'"),
+        ("model_type", "qwen3", "model_type is 'qwen3'"),
+    ],
+)
+def test_a_target_that_would_be_computed_wrongly_is_refused(
+    target: FrozenLlama, field: str, value: object, said: str
+) -> None:
+    check_config(target.config)
+    other = argparse.Namespace(**{**target.config.to_dict(), "name_or_path": "big", field: value})
+    with pytest.raises(SystemExit, match=f"^error: big: {said}; the recipes read a Llama of .* only$"):
+        check_config(other)
+
+
+def test_too_few_responses_are_one_line(records: list[Record]) -> None:
+    with pytest.raises(SystemExit, match="6 responses to train on are fewer than --sequences 7"):
+        next(batches(records, 7, seed=0))
+    assert sorted(next(batches(records, 6, seed=0))) == list(range(6))
+
+
+def test_half_a_draft_cannot_be_made(target: FrozenLlama) -> None:
+    class Half(DSparkDraft):
+        config = Draft.config
+
+    with pytest.raises(TypeError, match="abstract"):
+        Half()
+
+
+def test_a_checkpoint_of_another_kind_is_one_line(target: FrozenLlama, records: list[Record], tmp_path: Path) -> None:
+    make("mtp", target, records).export(tmp_path, target.head)
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace(MTPDraft.architecture, "Unheard"))
+    with pytest.raises(SystemExit, match=r"config\.json: architectures: \['Unheard'\]"):
+        load_draft(tmp_path)
+
+
+def test_a_curve_is_drawn_the_same_every_time(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    lines = {"temperature 1": [(0.5, 1.2), (2.0, 1.6)], "temperature 0": [(0.5, 1.3), (2.0, 1.9)]}
+    draw(lines, "minutes of training", "accepted length", tmp_path / "curve.svg")
+    text = (tmp_path / "curve.svg").read_text()
+    assert all(f"<!-- {words} -->" in text for words in (*lines, "minutes of training", "accepted length"))
+    assert not re.search(r"<dc:date>", text)
+
+
+def test_a_run_that_goes_on_reports_as_often_as_one_that_never_stopped(
+    target: FrozenLlama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that has an hour behind it and an hour between reports has only its end to report."""
+    monkeypatch.setattr("torch._dynamo.config.disable", True)  # compiling the loss takes half a minute
+    g = torch.Generator().manual_seed(1)
+    data = tmp_path / "responses.jsonl"
+    rows = [
+        Record(torch.randint(0, tiny_models.VOCAB, (8,), generator=g).tolist(), [1, 2, 3, 4, 5, 6, 7, 8], float(i % 2))
+        for i in range(400)
+    ]
+    data.write_text("".join(json.dumps(r.to_json()) + "\n" for r in rows))
+    monkeypatch.setattr(FrozenLlama, "from_pretrained", classmethod(lambda cls, *_args: target))
+    options = argparse.Namespace(
+        algorithm="mtp", model="", cache=None, data=[str(data)], out=str(tmp_path), tokens=64, minutes=None,
+        resume=True, block=STEPS, coverage=1.0, max_length=64, sequences=2, accumulate=1, anchor_share=0.5, lr=1e-3,
+        l1=0.9, ce=0.3, warmup=2, report_every=60.0, workers=1, device="cpu", seed=1,
+    )  # fmt: skip
+    Trainer(options).run()
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    torch.save(state | {"seconds": 4000.0}, tmp_path / "state.pt")
+    options.tokens = 128
+    Trainer(options).run()
+    reported = [json.loads(line)["tokens"] for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
+    assert reported == [64, 128]

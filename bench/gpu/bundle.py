@@ -68,10 +68,12 @@ def _find_prebuilt(*, spec, scope):
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("build/gpu"))
+    parser.add_argument(
+        "--out", type=Path, default=Path("build/gpu"), help="the folder for the parts (default: %(default)s)"
+    )
     parser.add_argument("--part-mib", type=int, default=34, help="largest part (default: 34)")
-    parser.add_argument("--unpack", type=Path, metavar="PARTS")
-    parser.add_argument("--to", type=Path, default=PLACE)
+    parser.add_argument("--unpack", type=Path, metavar="PARTS", help="join the parts in this folder instead")
+    parser.add_argument("--to", type=Path, default=PLACE, help="with --unpack (default: %(default)s)")
     options = parser.parse_args()
     if options.unpack:
         print(f"{options.to}: {' '.join(unpack(options.unpack, options.to)) or 'nothing is whole yet'}")
@@ -123,7 +125,7 @@ def write_site(wheels: list[Path], out: Path) -> None:
 
 
 def split(whole: Path, folder: Path, size: int) -> list[Path]:
-    parts = []
+    parts: list[Path] = []
     with whole.open("rb") as stream:
         while piece := stream.read(size):
             parts.append(folder / f"{whole.name}.part{len(parts)}")

@@ -19,8 +19,10 @@ from importlib.metadata import PackageNotFoundError, distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 
+from dspark_sgl.ending import unwind_when_told_to_end
+
 from .bundle import Bundle
-from .fleet import Fleet, Target
+from .servers import GpuServers, Target
 from .serving import known, measure_serving, phase_table, serving_table, smollm2
 
 TESTS = ("tests/test_kernels_triton.py", "tests/test_kernels_nan.py", "tests/test_draft_graph.py")
@@ -36,12 +38,13 @@ SECTION = re.compile(r"^## \d{4}-", re.MULTILINE)
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("docs/gpu.md"))
-    parser.add_argument("--bundle", type=Path, metavar="PARTS")
+    parser.add_argument("--out", type=Path, default=Path("docs/gpu.md"), help="the page (default: %(default)s)")
+    parser.add_argument("--bundle", type=Path, metavar="PARTS", help="the folder that bench/gpu/pack has filled")
     parser.add_argument("--logs", type=Path, default=Path("/tmp"), help="where servers' logs go (default: /tmp)")
     parser.add_argument("--no-timings", action="store_false", dest="timings", help="leave out the kernels' times")
-    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--small", action="store_true", help="without a GPU, and without writing the page")
     options = parser.parse_args()
+    unwind_when_told_to_end()
     if options.small:
         os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
     from .timings import measure
@@ -54,12 +57,12 @@ def main() -> int:
         say("\n".join(new))
         lines.extend((*new, ""))
 
-    fleets: list[Fleet] = []
+    started: list[GpuServers] = []
 
-    def start(target: Target) -> Fleet:
+    def start(target: Target) -> GpuServers:
         assert bundle is not None
-        fleets.append(Fleet(target, bundle.environment, options.logs, 32000 + 1000 * len(fleets)))
-        return fleets[-1]
+        started.append(GpuServers(target, bundle.environment, options.logs, 32000 + 1000 * len(started)))
+        return started[-1]
 
     try:
         if bundle is not None:
@@ -72,13 +75,13 @@ def main() -> int:
             passed.append(good)
             found(f"{what}: {said}.")
         if bundle is not None:
-            found(*served(fleets[0]))
+            found(*served(started[0]))
             found(*served(start(smollm2(bundle))))
         if options.timings:
             found(*table(measure(options.small)))
     finally:
-        for fleet in fleets:
-            fleet.stop()
+        for servers in started:
+            servers.stop()
     section = "\n".join(lines)
     print(section)
     if not options.small:
@@ -93,14 +96,14 @@ def with_section(page: str, section: str) -> str:
     return "\n\n".join(part.strip("\n") for part in (page[:at], section, page[at:]) if part.strip()) + "\n"
 
 
-def served(fleet: Fleet) -> list[str]:
-    """What a fleet that has been started serves, as Markdown; it is ended."""
-    fleet.wait(150)
-    say(f"ready: {', '.join(fleet.ready)}")
-    points = measure_serving(fleet, 45)
-    fleet.stop()
-    lines = serving_table(fleet.target.title, points)
-    return [*lines, "", *phase_table(points), *(f"- {line}" for line in fleet.failures())]
+def served(servers: GpuServers) -> list[str]:
+    """What servers that have been started serve, as Markdown; they are ended."""
+    servers.wait(150)
+    say(f"ready: {', '.join(servers.ready)}")
+    points = measure_serving(servers, 45)
+    servers.stop()
+    lines = serving_table(servers.target.title, points)
+    return [*lines, "", *phase_table(points), *(f"- {line}" for line in servers.failures())]
 
 
 def say(text: str) -> None:

@@ -13,20 +13,22 @@ import json
 import random
 import statistics
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dspark_sgl.target import chat
+
+from ..common import PHASES, POLICIES, SPECULATE, ask_all
 from .bundle import Bundle
-from .fleet import Answer, Fleet, Target
 from .known import QWEN3_8B, QWEN3_8B_DRAFT, DraftSize, Size, write_draft, write_target
+from .servers import Answer, GpuServers, Target
 
 ROOT = Path(__file__).parents[2]
 USERS = (1, 8, 32, 64)
 PASSES = 2
-OURS = ("--speculative-algorithm", "DSPARK_SGL", "--dspark-policy")
-TREE = str(ROOT / "bench/policies/tree-16.yaml")
+TREE = str(POLICIES / "tree-16.yaml")
 
 
 @dataclass(frozen=True)
@@ -47,14 +49,14 @@ def smollm2(bundle: Bundle) -> Target:
     """The demo's target. SGLang's own DSPARK has to be told of the draft; ours finds it by itself."""
     small = ("--max-total-tokens", "50000")
     lines = (ROOT / "bench/prompts/eval.jsonl").read_text().splitlines()
-    asked = [f"<|im_start|>user\n{json.loads(line)['prompt']}<|im_end|>\n<|im_start|>assistant\n" for line in lines]
+    asked = [chat(json.loads(line)["prompt"]) for line in lines]
     arms = {
         "plain": (),
         "SGLang's DSPARK": ("--speculative-algorithm", "DSPARK", "--speculative-draft-model-path", str(bundle.draft)),
-        "ours, off": (*OURS, "off"),
-        "ours, fixed-5": (*OURS, "fixed-5"),
-        "ours, tree-16": (*OURS, TREE),
-        "ours, adaptive": (*OURS, "adaptive"),
+        "ours, off": (*SPECULATE, "off"),
+        "ours, fixed-5": (*SPECULATE, "fixed-5"),
+        "ours, tree-16": (*SPECULATE, TREE),
+        "ours, adaptive": (*SPECULATE, "adaptive"),
     }
     prompts = [{"text": text} for text in asked]
     ready = {arm: (*small, *more) for arm, more in arms.items()}
@@ -71,8 +73,8 @@ def known(folder: Path, size: Size = QWEN3_8B, draft: DraftSize = QWEN3_8B_DRAFT
     arms = {
         "plain": (),
         "SGLang's DSPARK": ("--speculative-algorithm", "DSPARK", *with_draft),
-        "ours, fixed-7": (*OURS, "fixed-7", *with_draft),
-        "ours, adaptive": (*OURS, "adaptive", *with_draft),
+        "ours, fixed-7": (*SPECULATE, "fixed-7", *with_draft),
+        "ours, adaptive": (*SPECULATE, "adaptive", *with_draft),
     }
     g = random.Random(0)
     prompts = [{"input_ids": [g.randrange(2, size.vocab_size) for _ in range(64)]} for _ in range(240)]
@@ -90,17 +92,17 @@ def known(folder: Path, size: Size = QWEN3_8B, draft: DraftSize = QWEN3_8B_DRAFT
     return Target(title, folder / "target", ready, prompts, tokens, wanted)
 
 
-def measure_serving(fleet: Fleet, seconds: float) -> list[Point]:
+def measure_serving(servers: GpuServers, seconds: float) -> list[Point]:
     """Every arm at every number of users, in turn; `PASSES` passes, or as many as begin within that long."""
-    target = fleet.target
-    _warm_up(fleet)
+    target = servers.target
+    _warm_up(servers)
     passes: dict[tuple[str, int], list[Pass]] = {}
     until = time.monotonic() + seconds
     for number in range(PASSES):
         for count in USERS:
-            for arm in fleet.ready:
+            for arm in servers.ready:
                 if number == 0 or time.monotonic() < until:
-                    passes.setdefault((arm, count), []).append(_run(fleet, arm, count))
+                    passes.setdefault((arm, count), []).append(_run(servers, arm, count))
     points = []
     for (arm, count), done in passes.items():
         answers, plain = done[-1].answers, passes.get(("plain", count))
@@ -122,16 +124,15 @@ class Pass:
     phases: dict[str, float]
 
 
-def _run(fleet: Fleet, arm: str, users: int) -> Pass:
+def _run(servers: GpuServers, arm: str, users: int) -> Pass:
     """All prompts of so many users, that many at a time."""
-    target = fleet.target
+    target = servers.target
     asked = [target.prompts[i] for i in _chosen(len(target.prompts), users)]
-    before, start = fleet.clock(arm), time.perf_counter()
-    with ThreadPoolExecutor(users) as crowd:
-        answers = list(crowd.map(lambda prompt: fleet.ask(arm, prompt, target.tokens), asked))
+    before, start = servers.clock(arm), time.perf_counter()
+    answers = ask_all(lambda prompt: servers.ask(arm, prompt, target.tokens), asked, users)
     speed = sum(answer.tokens for answer in answers) / (time.perf_counter() - start)
     print(f"{arm}, {users} users: {speed:.0f} tokens/s", flush=True)
-    return Pass(speed, answers, _per_round(before, fleet.clock(arm)))
+    return Pass(speed, answers, _per_round(before, servers.clock(arm)))
 
 
 def _chosen(prompts: int, users: int) -> range:
@@ -140,15 +141,14 @@ def _chosen(prompts: int, users: int) -> range:
     return range(0, prompts // asked * asked, prompts // asked)
 
 
-def _warm_up(fleet: Fleet) -> None:
+def _warm_up(servers: GpuServers) -> None:
     """What is compiled at first use, at every size of batch. An arm that fails here is not measured."""
-    for arm in list(fleet.ready):
+    for arm in list(servers.ready):
         try:
             for count in USERS:
-                with ThreadPoolExecutor(count) as crowd:
-                    list(crowd.map(lambda prompt, arm=arm: fleet.ask(arm, prompt, 24), fleet.target.prompts[:count]))
+                ask_all(partial(servers.ask, arm, tokens=24), servers.target.prompts[:count], count)
         except OSError:
-            fleet.ready.remove(arm)
+            servers.ready.remove(arm)
 
 
 def _per_round(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float]:
@@ -156,7 +156,7 @@ def _per_round(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float
     if not after:
         return {}
     steps = sum(after["counts"].get(kind, 0) - before["counts"].get(kind, 0) for kind in ("round", "plain"))
-    names = ("plan", "draft", "select", "verify", "accept", "commit", "plain", "engine")
+    names = (*PHASES, "plain", "engine")
     spent = {name: after["seconds"].get(name, 0.0) - before["seconds"].get(name, 0.0) for name in names}
     return {name: 1000 * seconds / max(1, steps) for name, seconds in spent.items()}
 

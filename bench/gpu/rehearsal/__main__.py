@@ -17,13 +17,14 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from dspark_sgl.ending import unwind_when_told_to_end
 from dspark_sgl.server import Server
-from dspark_sgl.target import make_target
+from dspark_sgl.target import chat, make_target
 
-from ..fleet import COMMON
+from ...common import ask_all
+from ..servers import COMMON
 from ..serving import ROOT, TREE
 
 HERE = Path(__file__).parent
@@ -50,11 +51,12 @@ Answers = list[tuple[int, ...]]
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--policy", action="append", help=f"may be repeated (default: {', '.join(POLICIES)})")
-    parser.add_argument("--users", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=32)
-    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--users", type=int, default=3, help="at once (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=32, help="of an answer (default: %(default)s)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="default: %(default)s")
     parser.add_argument("--algorithm", default="DSPARK_SGL", help="its draft must be shipped or cached")
     options = parser.parse_args()
+    unwind_when_told_to_end()
     lines = (ROOT / "bench/prompts/eval.jsonl").read_text().splitlines()
     asked = [json.loads(line)["prompt"] for line in lines[: 2 * options.users]]
     asking = (asked, options.users, options.tokens, options.temperature)
@@ -79,18 +81,8 @@ def answers(name: str, given: Sequence[str], asked: list[str], users: int, token
     arguments = ["--model-path", str(make_target()), *COMMON, *SMALL, *sizes, *given]
     with Server(arguments, ENVIRONMENT) as server:
         print(f"{name}: {server.log_file}", flush=True)
-        with ThreadPoolExecutor(users) as crowd:
-            said = list(
-                crowd.map(
-                    lambda question: server.generate(
-                        f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n",
-                        max_new_tokens=tokens,
-                        temperature=temperature,
-                        ignore_eos=True,
-                    ),
-                    asked,
-                )
-            )
+        sampling = {"max_new_tokens": tokens, "temperature": temperature, "ignore_eos": True}
+        said = ask_all(lambda question: server.generate(chat(question), **sampling), asked, users)
         log = server.log
     for replayed, times in sorted(Counter(REPLAY.findall(log)).items()):
         print(f"  {replayed}: {times} times")

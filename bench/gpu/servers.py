@@ -49,7 +49,7 @@ class Target:
     wanted: list[list[int]] | None = None
 
 
-class Fleet:
+class GpuServers:
     """One server per arm. logs: the folder of what they print; port: the first"""
 
     def __init__(self, target: Target, environment: Mapping[str, str], logs: Path, port: int) -> None:
