@@ -80,16 +80,14 @@ def p_value(method: Callable[..., tuple[TreeLayout, Acceptance]], p: Tensor, q: 
     """Chi-square of the first three tokens against p(a) p(b|a) p(c|b), over rounds until three are emitted."""
     g = torch.Generator().manual_seed(seed)
     anchors = torch.zeros(SAMPLES, dtype=torch.int64)
-    text = torch.zeros(SAMPLES, 0, dtype=torch.int64)
-    words: list[list[int]] = [[] for _ in range(SAMPLES)]
+    text, written = torch.zeros(SAMPLES, 16, dtype=torch.int64), torch.zeros_like(anchors)
     for _ in range(3):
         layout, accepted = method(p, q, anchors, g)
-        for word, tokens, length in zip(
-            words, accepted.emitted(layout).tolist(), accepted.lengths.tolist(), strict=True
-        ):
-            word.extend(tokens[:length])
+        # Each round writes over what the one before left behind its end.
+        emitted = accepted.emitted(layout)
+        text.scatter_(1, written[:, None] + torch.arange(emitted.shape[1]), emitted)
+        written += accepted.lengths
         anchors = accepted.bonus
-    text = torch.tensor([word[:3] for word in words])
     code = text[:, 0] * VOCAB**2 + text[:, 1] * VOCAB + text[:, 2]
     observed = torch.bincount(code, minlength=VOCAB**3).double()
     expected = torch.tensor(
