@@ -62,6 +62,16 @@ def test_room_holds_more_requests_and_keeps_what_it_is_filled_with() -> None:
     assert torch.equal(room.temperature[:3], inputs.temperature)
 
 
+def test_all_recordings_share_one_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+    graphs = DraftGraphs(most_values=100)
+    assert graphs.hold(TreeShape(4, 2), 3, 10)  # four requests' worth
+    assert not graphs.hold(TreeShape(5, 2), 5, 10), "80 more"
+    assert graphs.hold(TreeShape(5, 2), 4, 10) and graphs.hold(TreeShape(4, 2), 4, 10), "what is held costs nothing"
+    assert not graphs.hold(TreeShape(6, 2), 4, 10) and graphs.hold(TreeShape(6, 2), 2, 10)
+    assert not graphs.hold(None, 1, 1), "nothing is left"
+
+
 @pytest.mark.parametrize("tree", [None, TREE], ids=["chain", "tree"])
 def test_the_first_requests_of_a_proposal(tree: TreeShape | None) -> None:
     model = Model("cpu")
