@@ -33,8 +33,8 @@ class Filters:
 
     def rows(self, owner: Tensor) -> Filters:
         """The same parameters per packed row; `owner` int64 `[rows]` is each row's request."""
-        each = (values[owner] for values in (self.temperature, self.top_k, self.top_p, self.min_p))
-        return Filters(*each, self.active, self.max_top_k)
+        temperature, top_k, top_p, min_p = (x[owner] for x in (self.temperature, self.top_k, self.top_p, self.min_p))
+        return Filters(temperature, top_k, top_p, min_p, self.active, self.max_top_k)
 
 
 def filtered_probs(logits: Tensor, filters: Filters) -> Tensor:

@@ -33,7 +33,8 @@ class TreeLayout:
     depths: int64 `[bs, W]`, 0 at the anchor
     is_chain: every row's parent is the row before it, so the accepted path is a prefix and no KV has to move
     path_width: rows of the longest path, the anchor included
-    nodes: int64 `[bs, W]`, which proposed node a row of a tree is (0 = the anchor, `m + 1` = node `m`); None of chains
+    nodes: int64 `[bs, W]`, which proposed node a row of a tree is (0 = the anchor, `m + 1` = node `m`); None of
+        chains and of what `padded` returns
     """
 
     widths: tuple[int, ...]

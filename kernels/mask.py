@@ -2,6 +2,7 @@
 
 Flat, a request's `n` rows of `prefix + n` entries follow one another and the requests likewise. Packed, eight entries
 share a byte, the first in the lowest bit, and each request begins on a byte of its own. A chain needs no mask.
+Never plans a forward and never looks at tokens.
 """
 
 from __future__ import annotations
@@ -37,20 +38,8 @@ def flat_mask(layout: TreeLayout, prefix_lens: Tensor, *, total: int, longest: i
     return flat_mask_torch(layout, prefix_lens)
 
 
-def packed_mask(layout: TreeLayout, prefix_lens: Tensor) -> PackedMask:
-    """The same packed, for whoever plans FlashInfer without SGLang; the flat one is never there.
-
-    prefix_lens: int64 or int32 `[bs]`
-    """
-    if prefix_lens.is_cuda:
-        from . import mask_triton
-
-        return mask_triton.packed_mask(layout, prefix_lens)
-    return packed_mask_torch(layout, prefix_lens)
-
-
 def fill_packed_mask(mask: PackedMask, layout: TreeLayout, prefix_lens: Tensor, *, longest: int) -> None:
-    """The same into memory that is there, whose `starts` are filled in already.
+    """The same packed, into memory that is there and whose `starts` are filled in already; the flat one is never there.
 
     longest: the greatest of `prefix_lens`, or more, as the host knows it
     """

@@ -10,7 +10,8 @@ accepted with probability `min(1, p(x_k) / q(x_k))`; at the first rejection the 
 because `P(reject) = 1 - sum_u min(p(u), q(u)) = sum_u max(p(u) - q(u), 0)`. This holds only if whether `x_k` is offered
 at all was settled before it was drawn: choosing depths is the policy's business and never looks at the drawn tokens.
 
-A draft whose q is no number has been drawn from nothing: it counts as not offered, and the token comes from `p`.
+If `q(x_k)` is NaN or infinite the draft model is broken: the draft counts as not offered and the token is drawn from
+`p`. Never decides how deep a request is drafted.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ def reject_chain(
     """Rejection sampling along each chain.
 
     layout: chains, drafts in rows 1..; target_probs: float32 `[rows, V]`, packed, each row normalised
+    draft: what they were drawn from
     draft_probs: float32 `[bs, D]`, q of each draft token, `D >= W - 1`
     """
     coins = Coins.toss(layout, generator)

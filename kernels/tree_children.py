@@ -13,7 +13,7 @@ share of what the first one leaves, never more than the draw before,
 
     gain_1 = c,   gain_i = min(gain_{i-1}, (1 - c) REST / i)
 
-A greedy request in a batch that draws has its children chosen.
+A greedy request in a batch that draws has its children chosen. Never decides which nodes are expanded or verified.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class KeptDistributions:
 
     def keep(self, q: Tensor, number: Tensor, best: Tensor) -> None:
         """q: float32 `[bs, F, Vq]`, what the children of nodes `number` int64 `[bs, F]` were drawn from."""
-        bs, count, columns = q.shape
+        bs, _, columns = q.shape
         if self._rows is None:
             self._rows = q.new_empty(bs, self._room + 1, columns)
             self._holder = number.new_full((bs, self._room + 1), NOBODY)

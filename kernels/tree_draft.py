@@ -72,8 +72,12 @@ class Children(Protocol):
     def of(
         self, level: int, tokens: Tensor, state: Tensor | None, branch: int, draw: TreeDraw | None
     ) -> tuple[Picked, Tensor | None]:
-        """The children at `level` (0: of the anchors) of nodes `tokens` int64 `[bs, F]`, picked `[bs, F, ..]`, and
-        what the head carries on to their own children `[bs, F, r]`; state: what it carried to them."""
+        """Picks children for the F frontier nodes of every request.
+
+        level: of the children, 0 for the anchors'; tokens: int64 `[bs, F]`; state: the head's recurrent state on
+            reaching them, `[bs, F, r]`, or None
+        Returns children `[bs, F, branch]` and the state after each node.
+        """
         ...
 
 

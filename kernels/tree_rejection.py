@@ -30,8 +30,9 @@ x_j before, q_i is 0 instead; but x_j was rejected, so r_j(x_j) / Z_j < q(x_j) /
 only grows. So a node is one number, A, and p and q are read where they lie.
 
 An i-th child exists only where S_i > 0. At a low temperature x_1 .. x_{i-1} may hold all of q but rounding: nothing can
-be drawn from that, and `draw_distinct` answers with a repeat or some other column. So a child with S_i <= `SPENT` counts
-as not offered, as those after it. S_i reads x_1 .. x_{i-1} only, so this is the premise above, not an approximation.
+be drawn from that, and `draw_distinct` answers with a repeat or some other column. So a child with S_i <= `SPENT`
+counts as not offered, and so do those after it. S_i reads x_1 .. x_{i-1} only: the premise above holds, and nothing is
+approximated.
 
 A request whose nodes were chosen has q = 0 and a p that is one-hot: a child is accepted where it is the argmax, and
 rejecting one takes nothing away.

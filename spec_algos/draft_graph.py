@@ -1,9 +1,9 @@
 """CUDA graphs for what comes after a block pass: the vocabulary head, and the tokens drawn from it step by step.
 
 A sequential head is dozens of kernels of a few microseconds each, and a host asks for them more slowly than a GPU runs
-them. They are recorded when first asked for, per rung of requests and kind of draft, and only replayed from then on. A recording
-and what it returns stay for ever, so all of a drafter's share one budget; what would exceed it runs eagerly.
-Never decides what is drafted, and is not there on a CPU.
+them. They are recorded when first asked for, per rung of requests and kind of draft, and only replayed from then on.
+A recording and what it returns stay for ever, so all of a drafter's share one budget; what would exceed it runs
+eagerly. Never decides what is drafted, and is not there on a CPU.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class DraftInputs:
     """What drafts are made of, a row per request.
 
     hidden: `[bs, D, H]`, features of the block; anchors: int64 `[bs]`; greedy: bool `[bs]`
-    temperature: float32 `[bs]`, or None when nothing is drawn at random: then everybody is greedy
+    temperature: float32 `[bs]`; None when drafts are chosen, not drawn: every request is greedy, or acceptance is by
+        match
     depths: int64 `[bs]`, how deep trees go; None of chains
     """
 

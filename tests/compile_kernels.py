@@ -39,7 +39,7 @@ KERNELS: list[tuple[Any, dict[str, str], dict[str, Any]]] = [
         {"column": "*i64", "where": "*i32"},
         {"DRAWN": True, "TILES": 2048, "TILE": 128},
     ),
-    (sequential_head_triton._spread, {}, {"TILE": 128}),
+    (sequential_head_triton._spread, {}, {"TILE": sequential_head_triton.SPREAD}),
     (tree_rejection_triton._tree, {}, {"HOT": True, "ROWS": 64, "TILE": 2048}),
     (tree_rejection_triton._tree, {"column": "constexpr"}, {"HOT": False, "ROWS": 2, "TILE": 64, "column": None}),
     (rejection_triton._chain, {"column": "constexpr"}, {"HOT": False, "ROWS": 1, "TILE": 64, "column": None}),
