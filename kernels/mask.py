@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from .layout import TreeLayout
-from .staging import staged
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def fill_packed_mask(mask: PackedMask, layout: TreeLayout, prefix_lens: Tensor, 
 def flat_mask_torch(layout: TreeLayout, prefix_lens: Tensor) -> Tensor:
     """The reference: ones, and the ancestor mask where the rows themselves stand."""
     owner = layout.owner
-    row_widths = (prefix_lens + staged(layout.widths, prefix_lens.device))[owner]
+    row_widths = (prefix_lens + layout.counts)[owner]
     starts = row_widths.cumsum(0) - row_widths + prefix_lens[owner]
     mask = torch.ones(int(row_widths.sum()), dtype=torch.bool, device=prefix_lens.device)
     exists = layout.valid[owner]
@@ -78,8 +77,7 @@ def packed_mask_torch(layout: TreeLayout, prefix_lens: Tensor) -> PackedMask:
 
 def entries(layout: TreeLayout, prefix_lens: Tensor) -> Tensor:
     """int64 `[bs]`: `n_i (prefix_i + n_i)`, the entries of each request's mask."""
-    widths = staged(layout.widths, prefix_lens.device)
-    return widths * (prefix_lens + widths)
+    return layout.counts * (prefix_lens + layout.counts)
 
 
 def byte_starts(sizes: Tensor) -> Tensor:

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from .layout import TreeLayout
-from .staging import staged
 from .walk import NO_ROW, Acceptance
 
 
@@ -84,7 +83,7 @@ def reject_chain_torch(
 ) -> Acceptance:
     """The reference, given the coins."""
     bs, width, device = layout.batch_size, layout.max_width, layout.tokens.device
-    starts = layout.qo_indptr[:-1].long()
+    starts = layout.starts
     row = torch.arange(width - 1, device=device)
     exists = layout.valid[:, 1:]
     parent = (starts[:, None] + row).where(exists, 0)
@@ -93,7 +92,7 @@ def reject_chain_torch(
     passed = exists & (coins.tries * draft_probs[:, : width - 1] < p)
     accepted = passed.to(torch.int64).cumprod(1).sum(1)
     request, next_draft = torch.arange(bs, device=device), accepted.clamp(max=draft.probs.shape[1] - 1)
-    rejected = (accepted < staged(layout.widths, device) - 1) & draft_probs[request, next_draft].isfinite()
+    rejected = (accepted < layout.counts - 1) & draft_probs[request, next_draft].isfinite()
     q = draft.probs[request, next_draft]
     last = target_probs[starts + accepted]
     left = residual(last, q, rejected.float(), draft.vocab)

@@ -67,7 +67,7 @@ def reject_tree(
 def reject_tree_torch(layout: TreeLayout, target_probs: Tensor, drawn: NodeDistributions, coins: Coins) -> Acceptance:
     """The reference, given the coins: one step down all trees at a time."""
     assert layout.nodes is not None
-    starts, children = layout.qo_indptr[:-1].long(), children_table(layout)
+    starts, children = layout.starts, children_table(layout)
     requests = torch.arange(layout.batch_size, device=starts.device)
     row = torch.zeros_like(requests)
     scale = torch.zeros_like(coins.last)  # A at each request's node
