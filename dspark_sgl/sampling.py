@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from dspark_sgl.kernels.filters import Filters, filtered_probs
 from dspark_sgl.kernels.layout import TreeLayout
@@ -37,6 +36,7 @@ class Sampling:
             top_p=info.top_ps.view(-1),
             min_p=info.min_ps.view(-1),
             active=info.need_top_p_sampling or info.need_top_k_sampling or info.need_min_p_sampling,
+            max_top_k=info.max_top_k,
         )
         return cls(filters, filters.top_k <= 1, info.is_all_greedy, info.is_any_greedy)
 
@@ -47,7 +47,7 @@ class Sampling:
 
 
 def accept(
-    layout: TreeLayout, logits: Tensor, proposal: Proposal, sampling: Sampling, method: str, generator: torch.Generator
+    layout: TreeLayout, logits: Tensor, proposal: Proposal, sampling: Sampling, method: str, generator: Generator
 ) -> Acceptance:
     """Decide what one round emits; exact for every method.
 
@@ -59,8 +59,9 @@ def accept(
     owner = layout.owner
     probs = filtered_probs(logits, sampling.filters.rows(owner))
     if sampling.any_greedy:
-        certain = torch.zeros_like(probs).scatter_(1, logits.argmax(-1, keepdim=True), 1.0)
-        probs = torch.where(sampling.greedy[owner][:, None], certain, probs)
+        greedy, best = sampling.greedy[owner][:, None], logits.argmax(-1, keepdim=True)
+        peak = probs.gather(1, best).masked_fill_(greedy, 1.0)
+        probs.masked_fill_(greedy, 0.0).scatter_(1, best, peak)
     if method != "match":
         if proposal.drawn is not None:
             return reject_tree(layout, probs, proposal.drawn, generator)

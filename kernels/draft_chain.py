@@ -20,7 +20,7 @@ class DraftChain:
     """A drafted block.
 
     tokens: int64 `[bs, D]`
-    distribution: what they were drawn from, or None when every request drafted greedily
+    distribution: what they were drawn from, or None when all were chosen
     token_probs: float32 `[bs, D]`, q of each token; 1 for a greedy request
     """
 
@@ -34,7 +34,8 @@ class ChainDraw:
     """How the drafts of one round are drawn.
 
     vocab: int64 `[Vq]`, token ids of the logits' columns, or None for the target's whole vocabulary
-    temperature: float32 `[bs]`, or None when the whole batch is greedy; greedy: bool `[bs]`
+    temperature: float32 `[bs]`; None when drafts are chosen, not drawn: every request is greedy, or acceptance is by
+        match. greedy: bool `[bs]`
     generator: the round's source of randomness
     """
 

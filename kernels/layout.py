@@ -33,7 +33,8 @@ class TreeLayout:
     depths: int64 `[bs, W]`, 0 at the anchor
     is_chain: every row's parent is the row before it, so the accepted path is a prefix and no KV has to move
     path_width: rows of the longest path, the anchor included
-    nodes: int64 `[bs, W]`, which proposed node a row of a tree is (0 = the anchor, `m + 1` = node `m`); None of chains
+    nodes: int64 `[bs, W]`, which proposed node a row of a tree is (0 = the anchor, `m + 1` = node `m`); None of
+        chains and of what `padded` returns
     """
 
     widths: tuple[int, ...]
@@ -59,8 +60,17 @@ class TreeLayout:
     @cached_property
     def valid(self) -> Tensor:
         """bool `[bs, W]`: rows that exist."""
-        widths = staged(self.widths, self.tokens.device)
-        return torch.arange(self.max_width, device=self.tokens.device) < widths[:, None]
+        return torch.arange(self.max_width, device=self.tokens.device) < self.counts[:, None]
+
+    @cached_property
+    def counts(self) -> Tensor:
+        """int64 `[bs]`: `widths`, on the device."""
+        return staged(self.widths, self.tokens.device)
+
+    @cached_property
+    def starts(self) -> Tensor:
+        """int64 `[bs]`: each request's first packed row."""
+        return self.qo_indptr[:-1].long()
 
     @cached_property
     def place(self) -> Tensor:
@@ -167,8 +177,9 @@ def tree_layout(anchors: Tensor, drafts: Tensor, parents: Tensor, keep: Tensor) 
     if bool((keep[:, 1:] & ~keep.gather(1, parents.clamp(min=0))).any()):
         raise ValueError("a draft tree's node hangs from a node that is absent")
     depth = torch.zeros(bs, nodes + 1, dtype=torch.int64)
-    for node in range(nodes):
-        depth[:, node + 1] = depth.gather(1, parents[:, node : node + 1].clamp(min=0)).squeeze(1) + 1
+    up = torch.nn.functional.pad(parents.clamp(min=0), (1, 0))
+    while not torch.equal(depth, deeper := torch.nn.functional.pad(depth.gather(1, up)[:, 1:] + 1, (1, 0))):
+        depth = deeper  # one pass a level
     # Dropped nodes leave gaps; a stable sort closes them and the parents are renumbered.
     order = torch.sort(~keep, dim=1, stable=True).indices
     new_row = torch.empty_like(order).scatter_(1, order, torch.arange(nodes + 1).expand_as(order))

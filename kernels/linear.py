@@ -8,7 +8,7 @@ Without it, which is most x86 machines, torch multiplies half-width numbers one 
 as one, and nothing is left to gain by verifying. FBGEMM keeps a second copy of the weight as float16 in blocks, widens
 it in registers and adds in float32: six rows cost what one does. Weights opt in (`keep_packed`), for the memory.
 
-Elsewhere this is torch's own `linear`.
+Elsewhere this is torch's own `linear`. Never changes a weight.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 Flat, a request's `n` rows of `prefix + n` entries follow one another and the requests likewise. Packed, eight entries
 share a byte, the first in the lowest bit, and each request begins on a byte of its own. A chain needs no mask.
+Never plans a forward and never looks at tokens.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import torch
 from torch import Tensor
 
 from .layout import TreeLayout
-from .staging import staged
 
 
 @dataclass(frozen=True)
@@ -37,20 +37,8 @@ def flat_mask(layout: TreeLayout, prefix_lens: Tensor, *, total: int, longest: i
     return flat_mask_torch(layout, prefix_lens)
 
 
-def packed_mask(layout: TreeLayout, prefix_lens: Tensor) -> PackedMask:
-    """The same packed, for whoever plans FlashInfer without SGLang; the flat one is never there.
-
-    prefix_lens: int64 or int32 `[bs]`
-    """
-    if prefix_lens.is_cuda:
-        from . import mask_triton
-
-        return mask_triton.packed_mask(layout, prefix_lens)
-    return packed_mask_torch(layout, prefix_lens)
-
-
 def fill_packed_mask(mask: PackedMask, layout: TreeLayout, prefix_lens: Tensor, *, longest: int) -> None:
-    """The same into memory that is there, whose `starts` are filled in already.
+    """The same packed, into memory that is there and whose `starts` are filled in already; the flat one is never there.
 
     longest: the greatest of `prefix_lens`, or more, as the host knows it
     """
@@ -66,7 +54,7 @@ def fill_packed_mask(mask: PackedMask, layout: TreeLayout, prefix_lens: Tensor, 
 def flat_mask_torch(layout: TreeLayout, prefix_lens: Tensor) -> Tensor:
     """The reference: ones, and the ancestor mask where the rows themselves stand."""
     owner = layout.owner
-    row_widths = (prefix_lens + staged(layout.widths, prefix_lens.device))[owner]
+    row_widths = (prefix_lens + layout.counts)[owner]
     starts = row_widths.cumsum(0) - row_widths + prefix_lens[owner]
     mask = torch.ones(int(row_widths.sum()), dtype=torch.bool, device=prefix_lens.device)
     exists = layout.valid[owner]
@@ -89,8 +77,7 @@ def packed_mask_torch(layout: TreeLayout, prefix_lens: Tensor) -> PackedMask:
 
 def entries(layout: TreeLayout, prefix_lens: Tensor) -> Tensor:
     """int64 `[bs]`: `n_i (prefix_i + n_i)`, the entries of each request's mask."""
-    widths = staged(layout.widths, prefix_lens.device)
-    return widths * (prefix_lens + widths)
+    return layout.counts * (prefix_lens + layout.counts)
 
 
 def byte_starts(sizes: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .layout import TreeLayout
-from .mask import PackedMask, byte_starts, entries
+from .mask import PackedMask, entries
 
 ENTRIES = 2048
 """Mask entries of one program."""
@@ -20,15 +20,6 @@ def flat_mask(layout: TreeLayout, prefix_lens: Tensor, *, total: int, longest: i
     out = torch.empty(size, dtype=torch.uint8, device=prefix_lens.device)
     _fill(out, layout, prefix_lens, starts, most, 1)
     return out.view(torch.bool)
-
-
-def packed_mask(layout: TreeLayout, prefix_lens: Tensor) -> PackedMask:
-    """As `mask.packed_mask`."""
-    sizes = entries(layout, prefix_lens)
-    starts = byte_starts(sizes)
-    out = torch.empty(int(starts[-1]), dtype=torch.uint8, device=prefix_lens.device)
-    _fill(out, layout, prefix_lens, starts, int(sizes.max()), 8)
-    return PackedMask(out, starts)
 
 
 def fill_packed_mask(mask: PackedMask, layout: TreeLayout, prefix_lens: Tensor, *, longest: int) -> None:

@@ -10,7 +10,8 @@ accepted with probability `min(1, p(x_k) / q(x_k))`; at the first rejection the 
 because `P(reject) = 1 - sum_u min(p(u), q(u)) = sum_u max(p(u) - q(u), 0)`. This holds only if whether `x_k` is offered
 at all was settled before it was drawn: choosing depths is the policy's business and never looks at the drawn tokens.
 
-A draft whose q is no number has been drawn from nothing: it counts as not offered, and the token comes from `p`.
+If `q(x_k)` is NaN or infinite the draft model is broken: the draft counts as not offered and the token is drawn from
+`p`. Never decides how deep a request is drafted.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ import torch
 from torch import Tensor
 
 from .layout import TreeLayout
-from .staging import staged
 from .walk import NO_ROW, Acceptance
 
 
@@ -67,6 +67,7 @@ def reject_chain(
     """Rejection sampling along each chain.
 
     layout: chains, drafts in rows 1..; target_probs: float32 `[rows, V]`, packed, each row normalised
+    draft: what they were drawn from
     draft_probs: float32 `[bs, D]`, q of each draft token, `D >= W - 1`
     """
     coins = Coins.toss(layout, generator)
@@ -82,7 +83,7 @@ def reject_chain_torch(
 ) -> Acceptance:
     """The reference, given the coins."""
     bs, width, device = layout.batch_size, layout.max_width, layout.tokens.device
-    starts = layout.qo_indptr[:-1].long()
+    starts = layout.starts
     row = torch.arange(width - 1, device=device)
     exists = layout.valid[:, 1:]
     parent = (starts[:, None] + row).where(exists, 0)
@@ -91,7 +92,7 @@ def reject_chain_torch(
     passed = exists & (coins.tries * draft_probs[:, : width - 1] < p)
     accepted = passed.to(torch.int64).cumprod(1).sum(1)
     request, next_draft = torch.arange(bs, device=device), accepted.clamp(max=draft.probs.shape[1] - 1)
-    rejected = (accepted < staged(layout.widths, device) - 1) & draft_probs[request, next_draft].isfinite()
+    rejected = (accepted < layout.counts - 1) & draft_probs[request, next_draft].isfinite()
     q = draft.probs[request, next_draft]
     last = target_probs[starts + accepted]
     left = residual(last, q, rejected.float(), draft.vocab)

@@ -18,7 +18,11 @@ from .rejection import toss
 from .sequential_head import SequentialHead
 
 TILE = 128
-"""Columns of the vocabulary at a time: with r = 256 in bfloat16 their rows of W2 are 64 KB."""
+"""Columns of the vocabulary at a time."""
+SHARED = 64 << 10
+"""Bytes of shared memory for a tile's rows of W2, as 128 rows of 256 bfloat16 take. Some cards have 99 KB in all."""
+SPREAD = 2048
+"""Columns at a time where nothing is multiplied."""
 ROWS = 16
 """Requests at a time, the least that a matrix unit takes."""
 
@@ -46,11 +50,13 @@ def step(base: Tensor, latent: Tensor, w2: Tensor, draw: ChainDraw, coins: Tenso
     where all are greedy
     """
     n, columns = base.shape
-    tiles = triton.cdiv(columns, TILE)
+    rank = w2.shape[1]
+    padded = max(16, triton.next_power_of_2(rank))
+    tile = tile_of(padded, w2.element_size())
+    tiles = triton.cdiv(columns, tile)
     most = torch.empty(n, tiles, dtype=torch.float32, device=base.device)
     where, mass = torch.empty_like(most, dtype=torch.int32), torch.empty_like(most)
     column = torch.empty(n, dtype=torch.int64, device=base.device)
-    rank = w2.shape[1]
     _score[(tiles,)](
         q,
         most,
@@ -67,9 +73,9 @@ def step(base: Tensor, latent: Tensor, w2: Tensor, draw: ChainDraw, coins: Tenso
         base.stride(0),
         0 if q is None else q.stride(0),
         DRAWN=q is not None,
-        RANK=max(16, triton.next_power_of_2(rank)),
+        RANK=padded,
         ROWS=ROWS,
-        TILE=TILE,
+        TILE=tile,
     )
     total = None if q is None else torch.empty(n, 2, dtype=torch.float32, device=base.device)
     _choose[(n,)](
@@ -86,11 +92,19 @@ def step(base: Tensor, latent: Tensor, w2: Tensor, draw: ChainDraw, coins: Tenso
         0 if q is None else q.stride(0),
         DRAWN=q is not None,
         TILES=triton.next_power_of_2(tiles),
-        TILE=TILE,
+        TILE=tile,
     )
     if q is not None:
-        _spread[(n, tiles)](q, total, columns, q.stride(0), TILE=TILE)
+        _spread[(n, triton.cdiv(columns, SPREAD))](q, total, columns, q.stride(0), TILE=SPREAD)
     return column
+
+
+def tile_of(rank: int, itemsize: int) -> int:
+    """Columns of a tile whose rows of W2, `rank` values each, fit in shared memory; at least 16, for a matrix unit."""
+    tile = TILE
+    while tile > 16 and tile * rank * itemsize > SHARED:
+        tile //= 2
+    return tile
 
 
 @triton.jit

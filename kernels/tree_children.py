@@ -13,7 +13,7 @@ share of what the first one leaves, never more than the draw before,
 
     gain_1 = c,   gain_i = min(gain_{i-1}, (1 - c) REST / i)
 
-A greedy request in a batch that draws has its children chosen.
+A greedy request in a batch that draws has its children chosen. Never decides which nodes are expanded or verified.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ REST = 0.28
 """Measured: of what one draw leaves to be rejected, the second accepts 0.15, the third 0.08, the fourth 0.06."""
 CACHED = 1 << 19
 """Logits worked on at once on a CPU. Beyond what its cache holds a row costs several times as much."""
+NOBODY = -1
 BLOCK = 128
 """Columns whose maximum is taken first. Selecting costs more than reading, so it is done on maxima."""
 
@@ -48,15 +49,56 @@ class TreeDraw:
 class NodeDistributions:
     """What the children of each expanded node were drawn from.
 
-    probs: float32 `[bs, E, Vq]`; all zero for a request whose nodes were chosen
+    probs: float32 `[bs, E, Vq]`; all zero for a request whose nodes were chosen; rows that no place names are anything
     vocab: int64 `[Vq]`, token ids of the columns, None for the target's whole vocabulary
-    place: int64 `[bs, N + 1]`, each node's place among the expanded ones (0: the anchor's, m + 1: node m's), -1 for a
-        node that was not expanded
+    place: int64 `[bs, N + 1]`, each node's row in `probs` (0: the anchor's, m + 1: node m's), -1 for a node that was
+        not expanded
     """
 
     probs: Tensor
     vocab: Tensor | None
     place: Tensor
+
+
+class KeptDistributions:
+    """q of the nodes that may still end up in a tree, in `room` rows a request however many nodes are expanded.
+
+    A node that is not among the best found so far never is again, and its row goes to another. One row more takes in
+    what is not worth keeping: how many these are a GPU would have to tell the host.
+
+    best, in the methods: int64 `[bs, B]`, numbers of the best nodes found so far (0: the anchor, m + 1: node m)
+    """
+
+    def __init__(self, room: int) -> None:
+        self._room = room
+        self._rows: Tensor | None = None
+
+    def keep(self, q: Tensor, number: Tensor, best: Tensor) -> None:
+        """q: float32 `[bs, F, Vq]`, what the children of nodes `number` int64 `[bs, F]` were drawn from."""
+        bs, _, columns = q.shape
+        if self._rows is None:
+            self._rows = q.new_empty(bs, self._room + 1, columns)
+            self._holder = number.new_full((bs, self._room + 1), NOBODY)
+        held = _among(self._holder[:, :-1], best)
+        fresh = _among(number, best)
+        free = held.to(torch.uint8).sort(dim=1, stable=True).indices
+        turn = (fresh.cumsum(1) - 1).clamp(min=0)
+        slot = free.gather(1, turn).where(fresh, self._room)
+        self._holder.scatter_(1, slot, number.where(fresh, NOBODY))
+        start = torch.arange(bs, device=q.device)[:, None] * (self._room + 1)
+        self._rows.view(-1, columns).index_copy_(0, (start + slot).flatten(), q.flatten(0, 1))
+
+    def of(self, best: Tensor, vocab: Tensor | None) -> NodeDistributions | None:
+        """None where nothing was drawn."""
+        if self._rows is None:
+            return None
+        held = best[:, :, None] == self._holder[:, None]
+        return NodeDistributions(self._rows, vocab, held.to(torch.uint8).argmax(2).where(held.any(2), -1))
+
+
+def _among(numbers: Tensor, best: Tensor) -> Tensor:
+    """bool `[bs, n]`."""
+    return (numbers[:, :, None] == best[:, None]).any(2)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from .sequential_head import Linear, SequentialHead, confidence
-from .tree_children import NodeDistributions, Picked, TreeDraw, joined, pick, rows_at_once
+from .tree_children import KeptDistributions, NodeDistributions, Picked, TreeDraw, joined, pick, rows_at_once
 
 NO_NODE = -1
 
@@ -72,8 +72,12 @@ class Children(Protocol):
     def of(
         self, level: int, tokens: Tensor, state: Tensor | None, branch: int, draw: TreeDraw | None
     ) -> tuple[Picked, Tensor | None]:
-        """The children at `level` (0: of the anchors) of nodes `tokens` int64 `[bs, F]`, picked `[bs, F, ..]`, and
-        what the head carries on to their own children `[bs, F, r]`; state: what it carried to them."""
+        """Picks children for the F frontier nodes of every request.
+
+        level: of the children, 0 for the anchors'; tokens: int64 `[bs, F]`; state: the head's recurrent state on
+            reaching them, `[bs, F, r]`, or None
+        Returns children `[bs, F, branch]` and the state after each node.
+        """
         ...
 
 
@@ -166,11 +170,11 @@ class StepChildren:
 class _Nodes:
     """Nodes found so far, `[bs, P]` each, level after level.
 
-    survival: float32, in logarithm; up: int64, a node's parent, counted as in `DraftTree`
+    log_survival: float32; up: int64, a node's parent, counted as in `DraftTree`
     """
 
     tokens: Tensor
-    survival: Tensor
+    log_survival: Tensor
     chance: Tensor
     up: Tensor
 
@@ -180,7 +184,7 @@ class _Nodes:
 
     @property
     def _all(self) -> tuple[Tensor, ...]:
-        return self.tokens, self.survival, self.chance, self.up
+        return self.tokens, self.log_survival, self.chance, self.up
 
 
 def grow_tree(
@@ -191,48 +195,55 @@ def grow_tree(
     Survival is added up in logarithms, in float32, where a child is never above its parent.
     """
     tokens, state = anchors[:, None], None
-    survival = torch.zeros(tokens.shape, device=tokens.device)
+    log_survival = torch.zeros(tokens.shape, device=tokens.device)
     number = torch.zeros_like(tokens)  # of the nodes that are expanded: 0 = the anchor, m + 1 = node m
     found: _Nodes | None = None
-    expanded: list[Tensor] = []
-    probs: list[Tensor] = []
+    kept = KeptDistributions(_most_expanded(children, shape.max_nodes))
     for level in range(children.depth):
         picked, carried = children.of(level, tokens, state, shape.branch, draw)
-        expanded.append(number)
-        if picked.q is not None:
-            probs.append(picked.q)
         named = picked.columns if children.vocab is None else children.vocab[picked.columns]
-        reachable = survival[..., None] + picked.chance.log()
+        reachable = log_survival[..., None] + picked.chance.log()
         # Logits of NaN promise nothing: what would follow is no node.
         reachable = reachable.masked_fill((depths[:, None, None] <= level) | picked.chance.isnan(), -torch.inf)
         fresh = _Nodes(
             tokens=named.flatten(1),
-            survival=reachable.flatten(1),
+            log_survival=reachable.flatten(1),
             chance=picked.chance.flatten(1),
             up=number[..., None].expand_as(reachable).flatten(1),
         )
         before = 0 if found is None else found.tokens.shape[1]
         found = fresh if found is None else found + fresh
+        if picked.q is not None:
+            kept.keep(picked.q, number, _numbers(_best(found, shape.max_nodes)))
         if level + 1 == children.depth:
             break
-        place = _worth_expanding(found.survival, fresh.survival, shape.max_nodes, children.beam)
+        place = _worth_expanding(found.log_survival, fresh.log_survival, shape.max_nodes, children.beam)
         if place.shape[1] == 0:
             break
-        tokens, survival = fresh.tokens.gather(1, place), fresh.survival.gather(1, place)
+        tokens, log_survival = fresh.tokens.gather(1, place), fresh.log_survival.gather(1, place)
         number = place + before + 1
         if carried is not None:
             parent = (place // named.shape[2])[..., None].expand(-1, -1, carried.shape[-1])
             state = carried.gather(1, parent)
     assert found is not None
-    order = found.survival.sort(dim=1, descending=True, stable=True).indices[:, : shape.max_nodes]
-    drawn = None
-    if probs:
-        where = torch.full((len(order), found.tokens.shape[1] + 1), -1, dtype=torch.int64, device=order.device)
-        every = torch.cat(expanded, dim=1)
-        where.scatter_(1, every, torch.arange(every.shape[1], device=order.device).expand_as(every))
-        place = torch.cat([where[:, :1], where[:, 1:].gather(1, order)], dim=1)
-        drawn = NodeDistributions(torch.cat(probs, dim=1), children.vocab, place)
-    return _tree(found, order, drawn)
+    order = _best(found, shape.max_nodes)
+    return _tree(found, order, kept.of(_numbers(order), children.vocab))
+
+
+def _best(found: _Nodes, most: int) -> Tensor:
+    """int64 `[bs, N]`: the best of the nodes found so far, the best first. Equals stay in order, so a node that is not
+    among them now is not when more are found."""
+    return found.log_survival.sort(dim=1, descending=True, stable=True).indices[:, :most]
+
+
+def _numbers(nodes: Tensor) -> Tensor:
+    """int64 `[bs, N + 1]`: the anchor and these nodes, counted as in `DraftTree.parents`."""
+    return torch.nn.functional.pad(nodes + 1, (1, 0))
+
+
+def _most_expanded(children: Children, most: int) -> int:
+    """Of a tree's nodes and its anchor, those that may be asked for children: no leaf of the deepest level is."""
+    return min(most + 1, 1 + (children.depth - 1) * (most if children.beam is None else children.beam))
 
 
 def _worth_expanding(all_survival: Tensor, fresh: Tensor, most: int, beam: int | None) -> Tensor:
@@ -252,7 +263,7 @@ def _worth_expanding(all_survival: Tensor, fresh: Tensor, most: int, beam: int |
 def _tree(found: _Nodes, order: Tensor, drawn: NodeDistributions | None) -> DraftTree:
     """The nodes in this order, int64 `[bs, N]`, best first; a parent stands before its children where they are equally
     good, since levels stand in order and the sort is stable."""
-    exists = found.survival.gather(1, order) > -torch.inf
+    exists = found.log_survival.gather(1, order) > -torch.inf
     chance = found.chance.gather(1, order)
     place = torch.zeros(len(order), found.tokens.shape[1] + 1, dtype=torch.int64, device=order.device)
     rank = torch.arange(1, order.shape[1] + 1, device=order.device).expand_as(order)

@@ -6,6 +6,7 @@ At a node the target's distribution is p and the children x_1, x_2, .. x_m were 
     accept x_i with probability min(1, p_i(x_i) / q_i(x_i)),   else   p_{i+1} = max(p_i - q_i, 0), normalised
 
 An accepted child is the next node; where all are rejected, or there are none, the next token is drawn from p_{m+1}.
+Never decides which children are offered, and never draws one.
 
 The token t emitted after a node is distributed as p. Let V_i(t) be its distribution when trying starts at x_i, given
 x_1 .. x_{i-1}; claim: V_i = p_i. It holds for i = m + 1 by construction. Given the earlier ones, x_i is distributed as
@@ -28,6 +29,11 @@ it is p_i = r_i / Z_i, by induction: p_{i+1} is max(r_i / Z_i - q / S_i, 0), nor
 x_j before, q_i is 0 instead; but x_j was rejected, so r_j(x_j) / Z_j < q(x_j) / S_j, which says r_{j+1}(x_j) = 0, and A
 only grows. So a node is one number, A, and p and q are read where they lie.
 
+An i-th child exists only where S_i > 0. At a low temperature x_1 .. x_{i-1} may hold all of q but rounding: nothing can
+be drawn from that, and `draw_distinct` answers with a repeat or some other column. So a child with S_i <= `SPENT`
+counts as not offered, and so do those after it. S_i reads x_1 .. x_{i-1} only: the premise above holds, and nothing is
+approximated.
+
 A request whose nodes were chosen has q = 0 and a p that is one-hot: a child is accepted where it is the argmax, and
 rejecting one takes nothing away.
 """
@@ -42,8 +48,8 @@ from .rejection import Coins, draw_at_torch, residual
 from .tree_children import NodeDistributions
 from .walk import NO_ROW, Acceptance
 
-MOST = 1e30
-"""Of A: enough to leave nothing of p where q has anything, and still a float32."""
+SPENT = 1e-9
+"""S_i at or below which no child can have been drawn: float64 sums of q are right to some 1e-13."""
 
 
 def reject_tree(
@@ -61,10 +67,10 @@ def reject_tree(
 def reject_tree_torch(layout: TreeLayout, target_probs: Tensor, drawn: NodeDistributions, coins: Coins) -> Acceptance:
     """The reference, given the coins: one step down all trees at a time."""
     assert layout.nodes is not None
-    starts, children = layout.qo_indptr[:-1].long(), children_table(layout)
+    starts, children = layout.starts, children_table(layout)
     requests = torch.arange(layout.batch_size, device=starts.device)
     row = torch.zeros_like(requests)
-    less = torch.zeros_like(coins.last)  # A at each request's node
+    scale = torch.zeros_like(coins.last)  # A at each request's node
     path = [row]
     standing = requests  # those that go on
     for _ in range(layout.path_width - 1):
@@ -73,14 +79,14 @@ def reject_tree_torch(layout: TreeLayout, target_probs: Tensor, drawn: NodeDistr
         rows = children[standing, at]
         tokens = layout.tokens[standing].gather(1, rows.clamp(min=0))
         tries = coins.tries[standing].gather(1, (rows - 1).clamp(min=0))
-        taken, less[standing] = _try_children(rows, tokens, tries, p, q, drawn.vocab)
+        taken, scale[standing] = _try_children(rows, tokens, tries, p, q, drawn.vocab)
         went = taken != NO_ROW
         standing, taken = standing[went], taken[went]
         row = row.index_put((standing,), taken)
-        less[standing] = 0.0
+        scale[standing] = 0.0
         path.append(torch.full_like(row, NO_ROW).index_copy(0, standing, taken))
     p, q = target_probs[starts + row], _distribution(layout, drawn, requests, row)
-    left, _ = _left(p, q, less, drawn.vocab)
+    left, _ = _left(p, q, scale, drawn.vocab)
     stacked = torch.stack(path, dim=1)
     return Acceptance(stacked, (stacked != NO_ROW).sum(1), draw_at_torch(left, coins.last))
 
@@ -94,29 +100,30 @@ def _try_children(
     q: float32 `[m, Vq]`
     """
     taken = torch.full_like(rows[:, 0], NO_ROW)
-    unspent = q.sum(1, dtype=torch.float64)  # S
-    chosen = unspent == 0
-    less = torch.zeros_like(unspent)
+    mass_left = q.sum(1, dtype=torch.float64)  # S
+    deterministic = mass_left == 0
+    scale = torch.zeros_like(mass_left)  # A
     for child, token, coin in zip(rows.T, tokens.T, tries.T, strict=True):
-        trying = ((child != NO_ROW) & (taken == NO_ROW)).nonzero().squeeze(1)
+        offered = (child != NO_ROW) & (deterministic | (mass_left > SPENT))
+        trying = (offered & (taken == NO_ROW)).nonzero().squeeze(1)
         if len(trying) == 0:
             break
-        left, total = _left(p[trying], q[trying], less[trying], vocab)
+        left, total = _left(p[trying], q[trying], scale[trying], vocab)
         token = token[trying]
         mine = q[trying].gather(1, _columns(token, vocab)[:, None]).squeeze(1).double()
-        chance = torch.where(chosen[trying], 1.0, mine / unspent[trying].clamp(min=1 / MOST))
+        chance = torch.where(deterministic[trying], 1.0, mine / mass_left[trying])
         passed = coin[trying] * chance * total < left.gather(1, token[:, None]).squeeze(1)
         taken[trying] = torch.where(passed, child[trying], NO_ROW)
-        fell = ~passed & ~chosen[trying]
+        fell = ~passed & ~deterministic[trying]
         lost = trying[fell]
-        less[lost] = (less[lost] + total[fell] / unspent[lost].clamp(min=1 / MOST)).clamp(max=MOST)
-        unspent[lost] -= mine[fell]
-    return taken, less
+        scale[lost] += total[fell] / mass_left[lost]
+        mass_left[lost] -= mine[fell]
+    return taken, scale
 
 
-def _left(p: Tensor, q: Tensor, less: Tensor, vocab: Tensor | None) -> tuple[Tensor, Tensor]:
+def _left(p: Tensor, q: Tensor, scale: Tensor, vocab: Tensor | None) -> tuple[Tensor, Tensor]:
     """r, float32 `[n, V]`, and Z, float64 `[n]`."""
-    left = residual(p, q, less.float(), vocab)
+    left = residual(p, q, scale.float(), vocab)
     total = left.sum(1, dtype=torch.float64)
     # p == q leaves nothing by rounding alone; a rejection there has probability 0 but for that rounding.
     empty = total <= 0

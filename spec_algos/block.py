@@ -124,8 +124,8 @@ class BlockDrafter(Drafter):
         self._head.refresh()
 
     def propose(self, round: Round) -> Proposal:
-        hidden, graphs = self._backbone(round), self._graphs
-        if graphs is not None and not graphs.hold(len(round.depths), self._values_drawn_from(round)):
+        hidden, graphs, kind = self._backbone(round), self._graphs, (round.tree, round.temperature is None)
+        if graphs is not None and not graphs.hold(kind, len(round.depths), self._values_drawn_from(round)):
             graphs = None
         # A recording drafts the whole block; what is deeper than was asked for is not looked at.
         depth = self._block if graphs is not None else min(max(round.depths), self._block)
@@ -134,13 +134,17 @@ class BlockDrafter(Drafter):
         draft = partial(self._draft, round.tree, round.generator)
         if graphs is None:
             return draft(inputs)
-        return graphs.run((round.tree, round.temperature is None), draft, inputs, round.generator)
+        return graphs.run(kind, draft, inputs, round.generator)
 
     def _values_drawn_from(self, round: Round) -> int:
-        """Per request, at most: a row of the vocabulary at each depth, or at each node that may be expanded there. What
-        is drawn at random is kept from all depths, for rejection; what is chosen is done with at the next."""
-        kept = 1 if round.temperature is None else self._block
-        return kept * (1 if round.tree is None else round.tree.max_nodes) * self._head.columns
+        """Upper bound on the float32 values of q that one request keeps: `Vq` per depth of a chain, per node of a tree
+        (`KeptDistributions`), and as much again for the level that is being drawn. Greedy drafts keep none: one row a
+        chain, one level a tree while it is chosen."""
+        if round.tree is None:
+            rows = 1 if round.temperature is None else self._block
+        else:
+            rows = (1 if round.temperature is None else 2) * (round.tree.max_nodes + 2)
+        return rows * self._head.columns
 
     def _draft(self, tree: TreeShape | None, generator: torch.Generator, inputs: DraftInputs) -> Proposal:
         """Tokens from the features of the block: a function of tensors alone, so that a graph can hold it."""

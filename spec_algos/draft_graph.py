@@ -2,7 +2,8 @@
 
 A sequential head is dozens of kernels of a few microseconds each, and a host asks for them more slowly than a GPU runs
 them. They are recorded when first asked for, per rung of requests and kind of draft, and only replayed from then on.
-Never decides what is drafted, and is not there on a CPU.
+A recording and what it returns stay for ever, so all of a drafter's share one budget; what would exceed it runs
+eagerly. Never decides what is drafted, and is not there on a CPU.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from torch import Tensor
 from .protocol import Proposal
 
 MOST_REQUESTS = 64
-MOST_VALUES = 1 << 27
-"""Float32 that one recording may keep for what was drawn from: 512 MiB. What exceeds either runs eagerly."""
+MOST_VALUES = 1 << 28
+"""Float32 that all recordings of a drafter together may keep for what was drawn from: 1 GiB."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class DraftInputs:
     """What drafts are made of, a row per request.
 
     hidden: `[bs, D, H]`, features of the block; anchors: int64 `[bs]`; greedy: bool `[bs]`
-    temperature: float32 `[bs]`, or None when nothing is drawn at random: then everybody is greedy
+    temperature: float32 `[bs]`; None when drafts are chosen, not drawn: every request is greedy, or acceptance is by
+        match
     depths: int64 `[bs]`, how deep trees go; None of chains
     """
 
@@ -72,13 +74,25 @@ class _Recording:
 class DraftGraphs:
     """One recording per kind of draft and rung. What a replay returns is overwritten by the next."""
 
-    def __init__(self) -> None:
+    def __init__(self, most_values: int = MOST_VALUES) -> None:
         self._recordings: dict[tuple[Hashable, int], _Recording] = {}
+        self._held: set[tuple[Hashable, int]] = set()
+        self._room = most_values
         self._pool = torch.cuda.graph_pool_handle()
 
-    def hold(self, requests: int, values: int) -> bool:
-        """Whether so many requests are recorded, each of which draws from so many values."""
-        return requests <= MOST_REQUESTS and _rung(requests) * values <= MOST_VALUES
+    def hold(self, kind: Hashable, requests: int, values: int) -> bool:
+        """Whether so many requests' drafts of this kind are recorded, or there is room to: then it is set aside.
+
+        values: float32 that each request keeps for what it drew from
+        """
+        rung = _rung(requests)
+        if (kind, rung) in self._held:
+            return True
+        if requests > MOST_REQUESTS or rung * values > self._room:
+            return False
+        self._room -= rung * values
+        self._held.add((kind, rung))
+        return True
 
     def run(self, kind: Hashable, draft: Draft, inputs: DraftInputs, generator: torch.Generator) -> Proposal:
         """`draft(inputs)`. kind: all that `draft` depends on besides its inputs; generator: its source of randomness"""

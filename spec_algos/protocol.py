@@ -50,7 +50,8 @@ class Round:
     cache_locs: int64 `[bs, S]`, KV slots of positions `lens .. lens + S - 1`, `S` = the server's draft tokens > block
     depths: how deep each request may be drafted (host); 0 = not at all
     tree: the size of the trees to draft, for a drafter that says `trees`; None for chains
-    temperature: float32 `[bs]`, or None when every request is greedy; greedy: bool `[bs]`
+    temperature: float32 `[bs]`; None when drafts are chosen, not drawn: every request is greedy, or acceptance is by
+        match. greedy: bool `[bs]`
     generator: the round's only source of randomness, the same on every tensor-parallel rank
     """
 
@@ -139,8 +140,9 @@ class Drafter(ABC):
     uses_target_hidden: ClassVar[bool] = False
     """`Commit.hidden` carries hidden states of the target: of the layers that the draft checkpoint names."""
     on_device: ClassVar[bool] = False
-    """It drafts and observes by tensors alone: it reads no history, and `observe` does to each row what that row says,
-    whatever the others are. On a GPU rounds then follow one another while the host still reads what they brought."""
+    """It drafts and observes by tensors alone: it reads no history, and `observe` handles every row independently, so
+    rejected rows may be included, aimed at `DEAD_SLOT`. On a GPU rounds then follow one another while the host still
+    reads what they brought."""
     whole_chains: ClassVar[bool] = False
     """Its chains are always as deep as was asked for. What a policy then verifies all of needs no second look."""
     final_hidden: ClassVar[bool] = False

@@ -11,7 +11,7 @@ from triton.compiler import ASTSource
 from dspark_sgl.kernels import mask_triton, rejection_triton, sequential_head_triton, tree_rejection_triton, walk_triton
 
 POINTERS = {
-    **dict.fromkeys(("path", "lengths", "bonus", "tokens", "parents", "children", "nodes", "place"), "*i64"),
+    **dict.fromkeys(("path", "lengths", "bonus", "tokens", "parents", "nodes", "place"), "*i64"),
     **dict.fromkeys(("starts", "row_starts", "column"), "*i32"),
     **dict.fromkeys(("weights", "target", "draft", "draft_probs", "tries", "q", "most", "mass"), "*fp32"),
     **dict.fromkeys(("total", "temperature"), "*fp32"),
@@ -39,9 +39,9 @@ KERNELS: list[tuple[Any, dict[str, str], dict[str, Any]]] = [
         {"column": "*i64", "where": "*i32"},
         {"DRAWN": True, "TILES": 2048, "TILE": 128},
     ),
-    (sequential_head_triton._spread, {}, {"TILE": 128}),
-    (tree_rejection_triton._tree, {}, {"HOT": True, "TILE": 2048}),
-    (tree_rejection_triton._tree, {"column": "constexpr"}, {"HOT": False, "TILE": 64, "column": None}),
+    (sequential_head_triton._spread, {}, {"TILE": sequential_head_triton.SPREAD}),
+    (tree_rejection_triton._tree, {}, {"HOT": True, "ROWS": 64, "TILE": 2048}),
+    (tree_rejection_triton._tree, {"column": "constexpr"}, {"HOT": False, "ROWS": 2, "TILE": 64, "column": None}),
     (rejection_triton._chain, {"column": "constexpr"}, {"HOT": False, "ROWS": 1, "TILE": 64, "column": None}),
 ]
 

@@ -62,6 +62,16 @@ def test_room_holds_more_requests_and_keeps_what_it_is_filled_with() -> None:
     assert torch.equal(room.temperature[:3], inputs.temperature)
 
 
+def test_all_recordings_share_one_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+    graphs = DraftGraphs(most_values=100)
+    assert graphs.hold(TreeShape(4, 2), 3, 10)  # four requests' worth
+    assert not graphs.hold(TreeShape(5, 2), 5, 10), "80 more"
+    assert graphs.hold(TreeShape(5, 2), 4, 10) and graphs.hold(TreeShape(4, 2), 4, 10), "what is held costs nothing"
+    assert not graphs.hold(TreeShape(6, 2), 4, 10) and graphs.hold(TreeShape(6, 2), 2, 10)
+    assert not graphs.hold(None, 1, 1), "nothing is left"
+
+
 @pytest.mark.parametrize("tree", [None, TREE], ids=["chain", "tree"])
 def test_the_first_requests_of_a_proposal(tree: TreeShape | None) -> None:
     model = Model("cpu")
@@ -74,6 +84,12 @@ def test_the_first_requests_of_a_proposal(tree: TreeShape | None) -> None:
     else:
         assert part.parents is not None and part.confidence is not None and part.drawn is not None
         assert {len(part.parents), len(part.confidence), len(part.drawn.probs), len(part.drawn.place)} == {2}
+
+
+def anchors_q(proposal: Proposal) -> Tensor:
+    """`[bs, Vq]`."""
+    assert proposal.drawn is not None
+    return proposal.drawn.probs[torch.arange(len(proposal.tokens)), proposal.drawn.place[:, 0]]
 
 
 @needs_gpu
@@ -100,7 +116,7 @@ def test_every_replay_tosses_new_coins(tree: TreeShape | None) -> None:
     for _ in range(8):
         got = graphs.run(tree, lambda given: model.draft(tree, given), inputs, model.generator)
         seen.append(got.tokens.clone())
-        probs = got.distribution.probs if tree is None else got.drawn.probs  # type: ignore[union-attr]
+        probs = got.distribution.probs if tree is None else anchors_q(got)  # type: ignore[union-attr]
         sums = probs.sum(-1)
         assert torch.allclose(sums, (sums > 0.5).float(), atol=1e-4)  # 1 where drawn, 0 of greedy requests
     changed = (torch.stack(seen) != seen[0]).flatten(2).any(-1).any(0)

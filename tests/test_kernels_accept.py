@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -80,16 +81,14 @@ def p_value(method: Callable[..., tuple[TreeLayout, Acceptance]], p: Tensor, q: 
     """Chi-square of the first three tokens against p(a) p(b|a) p(c|b), over rounds until three are emitted."""
     g = torch.Generator().manual_seed(seed)
     anchors = torch.zeros(SAMPLES, dtype=torch.int64)
-    text = torch.zeros(SAMPLES, 0, dtype=torch.int64)
-    words: list[list[int]] = [[] for _ in range(SAMPLES)]
+    text, written = torch.zeros(SAMPLES, 16, dtype=torch.int64), torch.zeros_like(anchors)
     for _ in range(3):
         layout, accepted = method(p, q, anchors, g)
-        for word, tokens, length in zip(
-            words, accepted.emitted(layout).tolist(), accepted.lengths.tolist(), strict=True
-        ):
-            word.extend(tokens[:length])
+        # Each round writes over what the one before left behind its end.
+        emitted = accepted.emitted(layout)
+        text.scatter_(1, written[:, None] + torch.arange(emitted.shape[1]), emitted)
+        written += accepted.lengths
         anchors = accepted.bonus
-    text = torch.tensor([word[:3] for word in words])
     code = text[:, 0] * VOCAB**2 + text[:, 1] * VOCAB + text[:, 2]
     observed = torch.bincount(code, minlength=VOCAB**3).double()
     expected = torch.tensor(
@@ -199,3 +198,24 @@ def test_filters_equal_the_full_sort(seed: int) -> None:
             total += float(values[rank])
         wanted = torch.zeros(vocab).scatter_(0, order, values.where(keep, 0))
         assert torch.allclose(got[row], wanted / wanted.sum(), atol=1e-5)
+
+
+def test_a_row_that_filters_nothing_stays_as_it_is_and_has_nobody_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flat over 3000 columns, it would never end within the leading ones; the row beside it does."""
+    logits = torch.randn(2, 3000, generator=torch.Generator().manual_seed(0)) * torch.tensor([[0.01], [4.0]])
+    given, ones = logits.clone(), torch.ones(2)
+    filters = Filters(ones * 0.8, torch.tensor([1 << 30, 1 << 30]), torch.tensor([1.0, 0.9]), ones * 0, active=True)
+    alone = filtered_probs(logits[1:], filters.rows(torch.tensor([1])))
+    monkeypatch.setattr(Tensor, "sort", lambda *_, **__: pytest.fail("sorted"))
+    got = filtered_probs(logits, filters)
+    assert torch.equal(logits, given), "the caller's logits"
+    assert torch.equal(got[0], torch.softmax(logits[0] / 0.8, -1))
+    assert torch.equal(got[1:], alone) and 0 < int((got[1] > 0).sum()) < 1000
+
+
+def test_a_bound_on_top_k_needs_no_look_at_the_probabilities(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, ones = torch.randn(4, 3000, generator=torch.Generator().manual_seed(1)), torch.ones(4)
+    filters = Filters(ones, torch.tensor([1, 5, 40, 17]), torch.tensor([1.0, 0.3, 1.0, 0.999]), ones * 0, active=True)
+    wanted = filtered_probs(logits, filters)
+    monkeypatch.setattr("dspark_sgl.kernels.filters._ends_inside", lambda *_: pytest.fail("waited"))
+    assert torch.allclose(filtered_probs(logits, replace(filters, max_top_k=40)), wanted, atol=1e-7)

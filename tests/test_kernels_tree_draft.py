@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dspark_sgl.kernels.sequential_head import Linear, SequentialHead
+from dspark_sgl.kernels.tree_children import TreeDraw
 from dspark_sgl.kernels.tree_draft import (
     NO_NODE,
     Children,
@@ -168,3 +169,34 @@ def test_equal_chances_keep_parents_first() -> None:
     children = IndependentChildren(logits, None)
     tree = grow_tree(children, torch.zeros(1, dtype=torch.int64), torch.tensor([3]), TreeShape(3, 2))
     assert tree.tokens.tolist() == [[2, 2, 2]] and tree.parents.tolist() == [[0, 1, 2]]
+
+
+def full_width(all_survival: Tensor, fresh: Tensor, most: int, beam: int | None) -> Tensor:
+    """What a GPU expands of a level: as many nodes as a tree may have, whatever they are worth."""
+    return fresh.topk(min(most, fresh.shape[1], beam or most), dim=1).indices
+
+
+@pytest.mark.parametrize("on_gpu", [False, True], ids=["cpu", "as on a GPU"])
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_trees_nodes_keep_what_their_children_were_drawn_from(
+    kind: str, seed: int, on_gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In no more rows than a tree has nodes, its anchor and one to spare."""
+    if on_gpu:
+        monkeypatch.setattr("dspark_sgl.kernels.tree_draft._worth_expanding", full_width)
+    bs = 1 + seed % 3
+    found, shape = case(kind, seed, bs), TreeShape([1, 3, 9, 24][seed % 4], 1 + seed % 4)
+    warmth = torch.linspace(0.5, 1.5, bs)
+    draw = TreeDraw(warmth, torch.zeros(bs, dtype=torch.bool), torch.Generator().manual_seed(seed))
+    tree = grow_tree(found.children, found.anchors, torch.full((bs,), DEPTH), shape, draw)
+    assert tree.drawn is not None and tree.drawn.probs.shape[1] <= shape.max_nodes + 2
+    for request in range(bs):
+        words, parents = [[int(found.anchors[request])]], tree.parents[request].tolist()
+        for token, parent in zip(tree.tokens[request].tolist(), parents, strict=True):
+            words.append([*words[parent], token])
+        for number in {parent for parent in parents if parent != NO_NODE}:
+            q = tree.drawn.probs[request, tree.drawn.place[request, number]]
+            wanted = (found.log_q(request, words[number]) / warmth[request]).softmax(-1)
+            assert tree.drawn.place[request, number] >= 0
+            torch.testing.assert_close(q.double(), wanted, rtol=1e-4, atol=1e-6)

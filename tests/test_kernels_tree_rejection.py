@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dspark_sgl.kernels.layout import TreeLayout, tree_layout
 from dspark_sgl.kernels.tree_children import Picked, TreeDraw, draw_distinct, gains, pick
-from dspark_sgl.kernels.tree_draft import NO_NODE, DraftTree, TreeShape, grow_tree
+from dspark_sgl.kernels.tree_draft import NO_NODE, DraftTree, IndependentChildren, TreeShape, grow_tree
 from dspark_sgl.kernels.tree_rejection import children_table, reject_tree
 from dspark_sgl.kernels.walk import Acceptance, walk
 from dspark_sgl.policies.batch import Batch
@@ -141,6 +141,32 @@ def likeliest_as_if_drawn(p: Tensor, q: Tensor, anchors: Tensor, g: torch.Genera
 def test_emitted_text_has_the_targets_distribution(choose: Choice, temperature: float, top_p: float) -> None:
     method = partial(tree_rejection, choose=choose)
     assert p_value(method, *distributions(temperature, top_p), seed=3) > REJECT_BELOW
+
+
+@pytest.mark.parametrize("coldness", [0.03, 0.01, 0.003])
+@pytest.mark.parametrize("choose", [everything, best_of_all])
+def test_a_cold_draft_has_spent_its_mass_before_its_last_child(choose: Choice, coldness: float) -> None:
+    """After a child or two q has nothing left that could be drawn; the children after them are not tried."""
+    p, q = distributions(1.0, 1.0)
+    method = partial(tree_rejection, choose=choose)
+    assert p_value(method, p, torch.softmax(q.log() / coldness, -1), seed=3) > REJECT_BELOW
+
+
+def test_a_cold_target_keeps_its_own_token() -> None:
+    """p and q at temperature 0.05 over logits that lie 0.1 to 2 apart, in different orders: p says what comes."""
+    g, columns, bs = torch.Generator().manual_seed(0), 1000, 4000
+    draft, target = torch.zeros(columns), torch.zeros(columns)
+    draft[[0, 1, 2, 700, 3]] = torch.tensor([9.0, 7.0, 6.6, 6.5, 5.0])
+    target[[700, 9, 0]] = torch.tensor([9.0, 8.7, 8.5])
+    p = torch.softmax(target / 0.05, -1)
+    anchors = torch.zeros(bs, dtype=torch.int64)
+    draw = TreeDraw(torch.full((bs,), 0.05), torch.zeros(bs, dtype=torch.bool), g)
+    tree = grow_tree(IndependentChildren(draft.expand(bs, 1, -1), None), anchors, anchors + 1, TreeShape(4, 4), draw)
+    assert tree.drawn is not None
+    layout = tree_layout(anchors, tree.tokens, tree.parents, tree.parents != NO_NODE)
+    accepted = reject_tree(layout, p.expand(len(layout.owner), -1), tree.drawn, g)
+    shares = torch.bincount(accepted.emitted(layout)[:, 0], minlength=columns) / bs
+    assert p[700] > 0.99 and torch.allclose(shares, p, atol=0.005)
 
 
 @pytest.mark.parametrize(
