@@ -33,7 +33,7 @@ def make_scheduler(schedule: Schedule, cost: CostModel, margin: float, causality
 
 
 @dataclass(frozen=True)
-class FixedScheduler:
+class FixedScheduler(Scheduler):
     """The same for everyone, whatever the load: a depth, or a number of nodes, the likeliest ones."""
 
     depth: int | None
@@ -56,7 +56,7 @@ class FixedScheduler:
 
 
 @dataclass(frozen=True)
-class ThresholdScheduler:
+class ThresholdScheduler(Scheduler):
     """Every node whose survival stays at or above `confidence`."""
 
     confidence: float
@@ -74,7 +74,7 @@ class ThresholdScheduler:
 
 
 @dataclass(frozen=True)
-class TableScheduler:
+class TableScheduler(Scheduler):
     """Depth straight from one signal; as deep as allowed while the signal is absent."""
 
     by: str

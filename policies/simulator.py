@@ -238,8 +238,9 @@ class _Run:
         survival, depth = survival[kinds], None if depth is None else depth[kinds]
         bounds = limits.astype(np.int64)
         batch = Batch(bounds[:, 0], bounds[:, 1], limits[:, 2], context, snapshot.values)
-        # Asked every time: a scheduler counts plain steps to know when to probe.
+        # Asked every time: a scheduler counts steps to know when to try the other kind.
         drafted = scheduler.draft_depths(batch, *before_drafting(survival, depth))
+        scheduler.started()
         if not drafted.any():
             return _Decision(None, self._machine.cost.plain_seconds(n, context), 0, np.zeros(n, np.bool_))
         level = int(math.log(max(context, 1)) / CONTEXT_LEVEL)
