@@ -66,9 +66,7 @@ class Calibration:
         chance: Floats = (self._survived / self._reached)[:depth]
         return chance
 
-    def observe(
-        self, confidence: Floats | None, depth: Ints, tested: Bools, survived: Bools, weight: int = 1
-    ) -> None:
+    def observe(self, confidence: Floats | None, depth: Ints, tested: Bools, survived: Bools, weight: int = 1) -> None:
         """A round. All `[n, N]`; tested: drafts whose parent was accepted; survived: those that were accepted too
 
         A request was tried at a depth where any of its drafts there was tested. weight: how many rounds it counts for

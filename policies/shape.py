@@ -16,7 +16,6 @@ be won by the kind that overrates itself. Both are taken relative to a plain ste
 several sizes share a contest. Settling a shape changes nothing; only rounds that were drafted and timed count.
 """
 
-import math
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 
@@ -119,10 +118,11 @@ class ShapeChooser:
             return None
         size = min(said.max_nodes, self._room)
         if said.kind == "auto":
-            # A GPU records what follows a draft pass for every size of tree, and keeps the memory: few of them.
-            size = min(size, 1 << math.ceil(HEADROOM * self._verified - 1).bit_length())
+            size = min(size, round(HEADROOM * self._verified))
             if size <= self._block or (requests is not None and not self._contest(requests).next_is_tree):
                 return None
+            # A GPU records what follows a draft pass for every size of tree, and keeps the memory: few of them.
+            size = min(said.max_nodes, self._room, 1 << (size - 1).bit_length())
         return replace(said, max_nodes=size)
 
     def learn(self, verified: float) -> None:
