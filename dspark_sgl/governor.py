@@ -82,7 +82,7 @@ class Governor:
         self._adopt(watch.first)
         watch.start()
 
-    # -- A step, in order: plan, started, select, learn, timed. The next may be planned before this one has been learned from --
+    # -- In order: plan, started, select, learn, timed. The next may be planned before this one has been learned from --
 
     def timed(self, ride: Ride, seconds: float) -> None:
         """This step took so long, the engine's share included."""
@@ -128,8 +128,7 @@ class Governor:
         depths = scheduler.draft_depths(batch, *past.expected(len(lens), grown))
         drafted, batch = depths.tolist(), batch.within(depths)
         settled = grown is None and self._whole and self._sound and scheduler.takes_all(batch)
-        ride = Ride(requests, batch, scheduler, active, Plan(drafted, method, grown, settled), past)
-        return ride
+        return Ride(requests, batch, scheduler, active, Plan(drafted, method, grown, settled), past)
 
     def started(self, ride: Ride) -> None:
         """This plan is carried out; others are made ahead and dropped, and must leave no trace."""

@@ -46,7 +46,7 @@ class Scheduler(Protocol):
         ...
 
     def started(self) -> bool:
-        """The step that was planned last is run. Whether it is a probe: a round among plain steps, which are no news."""
+        """The step that was planned last is run. Whether it is a probe: a round among plain steps."""
         return False
 
     def takes_all(self, batch: Batch) -> bool:

@@ -7,9 +7,9 @@ for n requests that are drafted d deep, of which m rows are verified. P, D and V
 is the KV tokens of the batch, and s are seconds for one of them.
 A profile (`CostPoint`) gives all of them. The factors follow what steps really take, so engine overhead, clocks and
 neighbours are in them. The pace p is the machine's: a surprise among steps of one kind is mostly its doing, and a kind
-that has not been seen for long is priced at it too. The g tell the kinds apart: there goes what the second and the third
+that has not been seen for long is priced at it too. The g tell the kinds apart: there goes what the second and third
 step after a change of kind agree on. The first one pays for memory that went back to the system meanwhile, up to twice
-its price, and is not counted; one slow step alone is not believed, since the pace would hide what it did to a g. Nothing
+its price: it is not counted. One slow step alone is not believed, since the pace would hide what it did to a g. Nothing
 here reads a clock, and a model that knows nothing says so (`ready`).
 """
 
@@ -36,7 +36,7 @@ MOST = 0.25
 TELLING = (2, 3)
 """The steps after a change of kind, that one included, whose surprise tells the kinds apart."""
 TELL, MOST_TOLD = 0.5, 0.7
-"""Share of what both of them say that the kind takes over, and the most they may say: rare steps, and both are fresh."""
+"""Share of what both of them say that the kind takes over, and the most they may say: such steps are rare."""
 OWN = 0.25
 """Of a surprise within a kind, what goes to its size and not to the pace."""
 
@@ -63,8 +63,8 @@ class Curve:
     per_token: float
 
     def at(self, size: Floats, context: int) -> Floats:
-        """Between the points as they say; beyond the last, on along the last slope, or along the mean one where the last
-        is less: two noisy points that were pooled would make rows free."""
+        """Between the points as they say; beyond the last, on along the last slope, or along the mean one where the
+        last is less: two noisy points that were pooled would make rows free."""
         inside = np.interp(size, self.sizes, self.seconds)
         if len(self.sizes) > 1:
             rise, run = self.seconds[-1] - self.seconds, self.sizes[-1] - self.sizes
@@ -247,7 +247,7 @@ class _Factor:
 
 
 def _agreed(one: float, other: float) -> float:
-    """What two surprises both say: the lesser of two of one sign, which two without news have no bias to either side."""
+    """What two surprises both say: the lesser of two of one sign. Of noise alone it has no bias to either side."""
     least = min(abs(one), abs(other), MOST_TOLD)
     return math.copysign(least, one) if one * other > 0 else 0.0
 

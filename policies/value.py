@@ -12,13 +12,13 @@ What stops the search decides whether rejection sampling stays unbiased, see `ca
     global       the best prefix of all; for match and for temperature 0 only
 
 How deep to draft is weighed before anything is drafted, and plain decoding with it, since drafting itself is what a
-shallow round saves: the depth whose best round, as history predicts it, is worth most. `turns.py` has when a step of the
-other kind is tried. A round among plain steps verifies at least one draft of each request, whatever that is expected to
+shallow round saves: the depth whose best round, as history predicts it, is worth most. `turns.py` says when the other
+kind is tried. A round among plain steps verifies at least one draft of each request, whatever that is expected to
 bring.
 
 Early stop finds that best round only if Theta rises up to it. What rows take has steps, behind which Theta falls and
-rises again. Where history predicts such a fall on the way, its best number of drafts is a budget settled before anything
-is drafted: this round's best drafts fill it, nothing drawn is looked at, and early stop begins behind it. A promise to
+rises again. Where history predicts such a fall on the way, its best number of drafts is a budget settled before
+anything is drafted: this round's best drafts fill it, nothing drawn is looked at, and early stop begins behind it. A promise to
 the slowest user (`slo`) has such a budget always, and no more: nothing improves until everybody has one more draft.
 """
 

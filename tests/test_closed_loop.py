@@ -1,4 +1,4 @@
-"""The `throughput` schedule in a closed loop: near the best fixed depth at every load, and back there after a change."""
+"""The `throughput` schedule in a closed loop: near the best fixed depth at every load, and soon again after a change"""
 
 from __future__ import annotations
 

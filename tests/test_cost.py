@@ -112,7 +112,7 @@ def test_one_slow_step_after_a_change_of_kind_tells_nothing(slow: int):
     """Ten times too slow, the first, second or third after a plain trial: the two kinds stay priced as they were."""
     cost, truth = CostModel.from_points(profile()), CostModel.from_points(profile())
     right = round_of(truth, 4, 16, 1000)
-    for step in range(3):
+    for _ in range(3):
         cost.observe("round", 4, 16, 1000, right)
     for _ in range(3):
         cost.observe("plain", 4, 4, 1000, truth.plain_seconds(4, 1000))
@@ -152,7 +152,7 @@ def test_a_file_keeps_it_and_a_damaged_one_is_no_model(tmp_path: Path):
     assert list(file.parent.iterdir()) == [file]
     point = '{"kind": "plain", "requests": %s, "rows": 1, "context": 0, "seconds": %s}'
     bad = [point % values for values in (("0", "1"), ("1", "NaN"), ("1", "-1"), ("1", '"a"'), ("true", "1"))]
-    whole = ['{"version": 3, "points": [%s]}' % each for each in (*bad, '{"kind": "plain"}')]
+    whole = [f'{{"version": 3, "points": [{each}]}}' for each in (*bad, '{"kind": "plain"}')]
     other = ['{"version": 3, "about": "me", "points": [%s]}' % (point % ("1", "1"))]
     for damage in ("", "{", "[]", '{"version": 99, "points": []}', *whole, *other):
         file.write_text(damage)
