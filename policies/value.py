@@ -18,8 +18,9 @@ bring.
 
 Early stop finds that best round only if Theta rises up to it. What rows take has steps, behind which Theta falls and
 rises again. Where history predicts such a fall on the way, its best number of drafts is a budget settled before
-anything is drafted: this round's best drafts fill it, nothing drawn is looked at, and early stop begins behind it. A promise to
-the slowest user (`slo`) has such a budget always, and no more: nothing improves until everybody has one more draft.
+anything is drafted: this round's best drafts fill it, nothing drawn is looked at, and early stop begins behind it. A
+promise to the slowest user (`slo`) has such a budget always, and no more: nothing improves until everybody has one more
+draft.
 """
 
 from collections.abc import Iterator, Sequence
