@@ -307,8 +307,8 @@ def test_a_drafter_without_confidence_comes_back_when_its_drafts_get_good(reques
                 calibration.observe(None, chains.depth, tested, survived, news(requests) if probe else 1)
         return rounds
 
-    assert drafted(0.0, 2000)[1000:].mean() < 0.03
-    assert np.count_nonzero(~drafted(0.8, 2000)[-500:]) <= 4 * TRIAL, "all rounds but plain steps on trial"
+    assert drafted(0.0, 6000)[1000:].mean() < 0.03
+    assert np.count_nonzero(~drafted(0.8, 4000)[-500:]) <= 4 * TRIAL, "all rounds but plain steps on trial"
 
 
 def test_the_least_depth_of_a_tree_takes_its_likeliest_nodes_until_one_is_deep_enough():
