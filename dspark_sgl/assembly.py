@@ -56,13 +56,24 @@ def build_governor(
 def _measured_cost(facts: dict[str, object], profiler: StepProfiler) -> CostModel:
     """What steps cost: as measured by an earlier start of the same server, or by this one."""
     file = cost_file(facts)
-    cost = CostModel.load(file) if is_leader() and file.is_file() else None
+    cost = _saved_cost(file) if is_leader() and file.is_file() else None
     # All ranks profile or none does: the forwards are collective.
     if agree(torch.tensor([int(cost is not None)], device=profiler.device)).item():
         return cost or CostModel.from_points([])
     cost = CostModel.from_points(profiler.run())
     if is_leader():
-        cost.save(file, facts)
+        try:
+            cost.save(file, facts)
+        except OSError as error:
+            logger.warning("dspark: the profile is not kept, and the next start measures again: %s", error)
+    return cost
+
+
+def _saved_cost(file: Path) -> CostModel | None:
+    cost = CostModel.load(file)
+    if cost is None or not cost.ready:
+        logger.warning("dspark: %s holds no profile that this version reads: measuring again", file)
+        return None
     return cost
 
 
@@ -87,7 +98,11 @@ def _facts(target: Any, drafter: Drafter, block: int, graphs: VerifyGraphs | Non
         "tp": get_parallel().tp_size,
         "attention": type(target.attn_backend).__name__,
         "graphs": [] if graphs is None else graphs.widths,
+        "quantization": target.model_config.quantization,
+        "kv_dtype": str(target.kv_cache_dtype),
+        "page_size": target.page_size,
         "sglang": version("sglang"),
+        "dspark-sgl": version("dspark-sgl"),
     }
 
 

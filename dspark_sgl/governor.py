@@ -17,7 +17,7 @@ from dspark_sgl.policies.batch import Batch, Bools, Floats, Ints, Scheduler
 from dspark_sgl.policies.calibration import Calibration
 from dspark_sgl.policies.cost import CostModel
 from dspark_sgl.policies.forest import Forest
-from dspark_sgl.policies.history import Chains
+from dspark_sgl.policies.history import Chains, news
 from dspark_sgl.policies.language import DEFAULT_TIER, Policy, Schedule
 from dspark_sgl.policies.reliability import Tally
 from dspark_sgl.policies.rules import RuleBook
@@ -66,6 +66,7 @@ class Governor:
     ) -> None:
         self._watch, self._block, self._room, self._whole = watch, block, room, whole
         self._profile, self.load, self._metrics = cost, load, metrics
+        self._learned = CostModel()  # outlives a reload, as the profile does
         # A chain's confidence, q of a node that was chosen and the promise of one that was drawn are three figures.
         known = {"chain": calibration, "tree": Calibration(), "drawn tree": Calibration()}
         self._past = {kind: Past(mine, Chains(block)) for kind, mine in known.items()}
@@ -81,15 +82,15 @@ class Governor:
         self._adopt(watch.first)
         watch.start()
 
-    # -- A step, in order: plan, select, learn, timed. The next may be planned before this one has been learned from --
+    # -- In order: plan, started, select, learn, timed. The next may be planned before this one has been learned from --
 
     def timed(self, ride: Ride, seconds: float) -> None:
         """This step took so long, the engine's share included."""
         step, tree = ride.step, ride.plan.tree is not None
         kind = TREE if tree and step.kind == ROUND else step.kind
         self.load.record(step, seconds)
-        if step.kind == ROUND:
-            self._shape.paid(tree, step.requests, step.requests + float(ride.predicted.sum()), seconds)
+        if step.kind == ROUND and self._cost.ready:
+            self._shape_paid(ride, seconds)
         expected = self._expected_seconds(step, kind) if self._cost.ready else None
         if self._metrics is not None:
             self._metrics.set("cost_ready", self._cost.ready)
@@ -127,9 +128,12 @@ class Governor:
         depths = scheduler.draft_depths(batch, *past.expected(len(lens), grown))
         drafted, batch = depths.tolist(), batch.within(depths)
         settled = grown is None and self._whole and self._sound and scheduler.takes_all(batch)
-        ride = Ride(requests, batch, scheduler, active, Plan(drafted, method, grown, settled), past)
+        return Ride(requests, batch, scheduler, active, Plan(drafted, method, grown, settled), past)
+
+    def started(self, ride: Ride) -> None:
+        """This plan is carried out; others are made ahead and dropped, and must leave no trace."""
         self._latest = ride
-        return ride
+        ride.probe = ride.scheduler.started()
 
     def select(self, ride: Ride, forest: Forest, confidence: Floats | None, unsound: Bools | None = None) -> Bools:
         """bool `[n, N]`: which drafts to verify; of a settled plan, which of those that are may count.
@@ -154,7 +158,7 @@ class Governor:
             kept &= forest.closed(~unsound)
             self._unsound += int(unsound.sum())
         self._sound = self._bad_drafts == bad
-        ride.past.observe(forest, survival, np.array(ride.plan.depths))
+        ride.past.observe(forest, survival, np.array(ride.plan.depths), ride.probe)
         ride.verified, ride.offered = kept, kept.sum(1).tolist()
         ride.predicted = survival[kept]
         return kept
@@ -167,7 +171,8 @@ class Governor:
         self._survival.add(ride.predicted, survived[ride.verified])
         tested = ride.forest.tested(ride.verified, survived)
         learning = ride.confidence if self._policy.calibration.online else None
-        ride.past.calibration.observe(learning, ride.forest.depth, tested, survived)
+        weight = news(len(ride.plan.depths)) if ride.probe else 1
+        ride.past.calibration.observe(learning, ride.forest.depth, tested, survived, weight)
         speaking = sum(1 for k in ride.offered if k)
         if speaking:
             self._shape.learn(sum(ride.offered) / speaking)
@@ -201,6 +206,13 @@ class Governor:
         metrics.total("bad_confidences", self._bad_confidences)
         metrics.total("unsound_drafts", self._unsound)
 
+    def _shape_paid(self, ride: Ride, seconds: float) -> None:
+        step = ride.step
+        plain = self._cost.plain_seconds(step.requests, step.context)
+        promised = 1 + float(ride.predicted.sum()) / step.requests
+        tree = ride.plan.tree is not None
+        self._shape.paid(tree, step.requests, promised, step.emitted / step.requests, seconds / plain)
+
     def _expected_seconds(self, step: Step, kind: str) -> float:
         if kind == PLAIN:
             return self._cost.plain_seconds(step.requests, step.context)
@@ -217,7 +229,7 @@ class Governor:
     def _adopt(self, policy: Policy) -> None:
         """Take over a policy, between two steps."""
         self._policy = policy
-        self._cost = self._profile if policy.cost.source == "profiled" else CostModel()
+        self._cost = self._profile if policy.cost.source == "profiled" else self._learned
         if not self._cost.ready:
             logger.warning(
                 "dspark: policy %s: no step has been measured; rounds stay shallow until some are", policy.name

@@ -70,12 +70,12 @@ class Past:
         chain = self.calibration.expected(requests, self.chains.block)
         return chain, None if tree is None else nodes_depth(chain, None)
 
-    def observe(self, forest: Forest, survival: Floats, drafted: Ints) -> None:
+    def observe(self, forest: Forest, survival: Floats, drafted: Ints, probe: bool) -> None:
         """A round's drafts before they are verified. drafted: int64 `[n]`, how deep"""
         if forest.is_chain:
-            self.chains.observe(survival, drafted, self.calibration.follow(self.chains.block))
+            self.chains.observe(survival, drafted, self.calibration.follow(self.chains.block), probe)
         else:
-            self.best_nodes.observe(survival)
+            self.best_nodes.observe(survival, probe)
 
 
 @dataclass
@@ -88,6 +88,7 @@ class Ride:
     active: Active
     plan: Plan
     past: Past
+    probe: bool = False
     forest: Forest | None = None
     confidence: Floats | None = None
     verified: Bools | None = None

@@ -78,6 +78,8 @@ class Steps:
             step = self._planned(list(batch.reqs), batch.seq_lens_cpu.tolist(), plain)
         step.plan = Plan.from_wire(agree(torch.tensor(step.plan.wire)).tolist())
         self._open = step
+        if self.governor is not None and step.ride is not None:
+            self.governor.started(step.ride)
         return step.plan
 
     def _planned(self, requests: Sequence[Any], lens: Sequence[int], plain: bool) -> _Step:

@@ -41,8 +41,13 @@ class Scheduler(Protocol):
         """int64 `[n]`: how deep to draft; 0 everywhere is a plain step.
 
         expected: float64 `[n, N]`, the survival that history predicts; depth: as in `select`
+        Changes nothing but what `select` and `started` are about: a plan may be dropped and another be made.
         """
         ...
+
+    def started(self) -> bool:
+        """The step that was planned last is run. Whether it is a probe: a round among plain steps."""
+        return False
 
     def takes_all(self, batch: Batch) -> bool:
         """Whether `select` will take all there is of chains, or nearly so that a look at them is not worth its time.

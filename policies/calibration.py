@@ -66,12 +66,13 @@ class Calibration:
         chance: Floats = (self._survived / self._reached)[:depth]
         return chance
 
-    def observe(self, confidence: Floats | None, depth: Ints, tested: Bools, survived: Bools) -> None:
+    def observe(self, confidence: Floats | None, depth: Ints, tested: Bools, survived: Bools, weight: int = 1) -> None:
         """A round. All `[n, N]`; tested: drafts whose parent was accepted; survived: those that were accepted too
 
-        A request was tried at a depth where any of its drafts there was tested.
+        A request was tried at a depth where any of its drafts there was tested. weight: how many rounds it counts for
+        in the running acceptance
         """
-        tried, passed = _requests_at(depth, tested), _requests_at(depth, survived)
+        tried, passed = weight * _requests_at(depth, tested), weight * _requests_at(depth, survived)
         fade = 0.5 ** (tried / MEMORY)
         self._reached = self._reached * fade + tried
         self._survived = self._survived * fade + passed

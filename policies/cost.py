@@ -7,12 +7,15 @@ for n requests that are drafted d deep, of which m rows are verified. P, D and V
 is the KV tokens of the batch, and s are seconds for one of them.
 A profile (`CostPoint`) gives all of them. The factors follow what steps really take, so engine overhead, clocks and
 neighbours are in them. The pace p is the machine's: a surprise among steps of one kind is mostly its doing, and a kind
-that has not been seen for long is priced at it too. The g tell the kinds apart: there goes the surprise of a step that
-follows one of the other kind. Nothing here reads a clock, and a model that knows nothing says so (`ready`).
+that has not been seen for long is priced at it too. The g tell the kinds apart: there goes what the second and third
+step after a change of kind agree on. The first one pays for memory that went back to the system meanwhile, up to twice
+its price: it is not counted. One slow step alone is not believed, since the pace would hide what it did to a g. Nothing
+here reads a clock, and a model that knows nothing says so (`ready`).
 """
 
 import json
 import math
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -28,8 +31,10 @@ FOLLOW = 0.1
 """Share of a surprise that the factors take over per step: half of a lasting change within seven steps."""
 MOST = 0.25
 """The largest surprise, in logarithm, that one step may claim: a step ten times too slow moves the pace by 2.5 %."""
-TELL = 0.5
-"""Share of a surprise that a kind takes over where it follows the other: such steps are rare, and both are fresh."""
+TELLING = (2, 3)
+"""The steps after a change of kind, that one included, whose surprise tells the kinds apart."""
+TELL, MOST_TOLD = 0.5, 0.7
+"""Share of what both of them say that the kind takes over, and the most they may say: such steps are rare."""
 OWN = 0.25
 """Of a surprise within a kind, what goes to its size and not to the pace."""
 
@@ -56,10 +61,12 @@ class Curve:
     per_token: float
 
     def at(self, size: Floats, context: int) -> Floats:
-        """Between the points as they say; beyond the last, on along its last slope."""
+        """Between the points as they say; beyond the last, on along the last slope, or along the mean one where the
+        last is less: two noisy points that were pooled would make rows free."""
         inside = np.interp(size, self.sizes, self.seconds)
         if len(self.sizes) > 1:
-            slope = (self.seconds[-1] - self.seconds[0]) / (self.sizes[-1] - self.sizes[0])
+            rise, run = self.seconds[-1] - self.seconds, self.sizes[-1] - self.sizes
+            slope = max(rise[0] / run[0], rise[-2] / run[-2])
             inside = inside + slope * np.maximum(size - self.sizes[-1], 0)
         return inside + self.per_token * context
 
@@ -87,6 +94,8 @@ class CostModel:
         self._factors = {kind: _Factor() for kind in ("plain", "round", "tree")}
         self._pace = 0.0
         self._latest: str | None = None
+        self._run = TELLING[-1]  # steps of the latest kind in a row
+        self._told = 0.0
         self._gathered: dict[str, list[CostPoint]] = {"plain": [], "verify": []}
         self._adopt(tuple(points), source)
 
@@ -147,13 +156,17 @@ class CostModel:
             size, expected = requests, self.plain_seconds(requests, context)
         else:
             size, expected = rows, float(self.round_seconds(requests, np.array([rows]), context, depth, kind)[0])
-        surprise = min(max(math.log(max(seconds / expected, 1e-9)), -MOST), MOST)
-        if self._latest in (None, kind):
+        surprise = math.log(max(seconds / expected, 1e-9))
+        changed = self._latest not in (None, kind)
+        self._latest, self._run = kind, 1 if changed else self._run + 1
+        if self._run > TELLING[-1]:
+            surprise = min(max(surprise, -MOST), MOST)
             self._pace += (1 - OWN) * FOLLOW * surprise
             self._factors[kind].learn(size, OWN * FOLLOW * surprise)
-        else:
-            self._factors[kind].shift(TELL * surprise)
-        self._latest = kind
+        elif self._run == TELLING[0]:
+            self._told = surprise
+        elif self._run == TELLING[1]:
+            self._factors[kind].shift(TELL * _agreed(self._told, surprise))
 
     def _gather(self, kind: str, requests: int, rows: int, context: int, seconds: float) -> None:
         """Without a profile the first steps become the points; a round is priced whole, its draft as part of it."""
@@ -177,17 +190,18 @@ class CostModel:
         """The model an earlier process saved; None when the file is not one that this version reads."""
         try:
             saved = json.loads(file.read_text())
-            if saved["version"] != VERSION:
+            if saved["version"] != VERSION or not isinstance(saved.get("about") or {}, dict):
                 return None
-            return cls([CostPoint(**point) for point in saved["points"]], "cached")
+            points = [CostPoint(**point) for point in saved["points"]]
+            return cls(points, "cached") if all(map(_sound, points)) else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def save(self, file: Path, about: dict[str, object]) -> None:
-        """about: what was measured, for whoever reads the file"""
+        """about: what was measured, for whoever reads the file. OSError where it cannot be written."""
         file.parent.mkdir(parents=True, exist_ok=True)
         content = {"version": VERSION, "about": about, "points": [asdict(point) for point in self.points]}
-        new = file.with_suffix(".new")
+        new = file.with_suffix(f".{os.getpid()}.new")  # replicas that start at once save the same file
         new.write_text(json.dumps(content, indent=1))
         new.replace(file)
 
@@ -195,6 +209,15 @@ class CostModel:
 POWERS = 32
 ENOUGH = 20
 """Steps of each kind that stand in for a profile."""
+
+
+def _sound(point: CostPoint) -> bool:
+    """Whether it can have been measured."""
+    counts, seconds = (point.requests, point.rows, point.context), point.seconds
+    if point.kind not in ("plain", "draft", "verify") or not all(type(count) is int for count in counts):
+        return False
+    least = point.requests >= 1 and point.rows >= point.requests and point.context >= 0
+    return least and isinstance(seconds, float | int) and math.isfinite(seconds) and seconds > 0
 
 
 class _Factor:
@@ -219,6 +242,12 @@ class _Factor:
     def shift(self, more: float) -> None:
         """Steps of this kind take more."""
         self._all += more
+
+
+def _agreed(one: float, other: float) -> float:
+    """What two surprises both say: the lesser of two of one sign. Of noise alone it has no bias to either side."""
+    least = min(abs(one), abs(other), MOST_TOLD)
+    return math.copysign(least, one) if one * other > 0 else 0.0
 
 
 def _between(size: Floats) -> tuple[Ints, Floats]:

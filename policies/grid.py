@@ -14,11 +14,10 @@ from .reference import REFERENCE_SIDE, reference_survival
 from .rules import RuleBook
 from .scheduler import make_scheduler
 from .shape import most_nodes
-from .value import FIRST_PROBE
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 CONTEXTS = (1000, 8000, 64000)
-SETTLING = FIRST_PROBE - 1
+SETTLING = 16
 """Rounds in which `shape: auto` comes to follow what the schedule buys; the next one may be a plain step on trial."""
 
 

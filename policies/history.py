@@ -9,6 +9,13 @@ FOLLOW = 0.1
 """Share of the latest round in what is expected of the next."""
 LATEST = 64
 """Chains that are remembered."""
+PROBE = 8
+"""Chains that a probe counts for at least: of one request it is all that was seen of the latest hundred steps."""
+
+
+def news(requests: int) -> int:
+    """How often each request of a probe counts."""
+    return max(1, PROBE // max(1, requests))
 
 
 class Chains:
@@ -25,9 +32,9 @@ class Chains:
     def known(self) -> bool:
         return len(self._latest) == LATEST
 
-    def observe(self, survival: Floats, drafted: Ints, follow: Floats) -> None:
+    def observe(self, survival: Floats, drafted: Ints, follow: Floats, probe: bool = False) -> None:
         """`[n, N]`, calibrated; drafted: int64 `[n]`, how deep; follow: float64 `[block]`, the chance that a draft
-        survives if the one before it does, for drafts that were not made."""
+        survives if the one before it does, for drafts that were not made; probe: plain steps came before."""
         block = self.block
         chains = np.zeros((len(survival), block))
         chains[:, : survival.shape[1]] = survival[:, :block]
@@ -38,6 +45,8 @@ class Chains:
         spoke = chains[drafted > 0]
         # Of a large batch some, evenly: all of it would be one round.
         some = spoke[:: max(1, 4 * len(spoke) // LATEST)]
+        if probe:
+            some = some.repeat(news(len(some)), axis=0)
         self._latest = np.concatenate([self._latest, some])[-LATEST:]
 
     def expected(self, requests: int) -> Floats:
@@ -57,11 +66,12 @@ class BestNodes:
         self._mean = np.zeros(MAX_NODES)
         self.known = False
 
-    def observe(self, survival: Floats) -> None:
-        """`[n, N]`, calibrated, 0 where there is no node."""
+    def observe(self, survival: Floats, probe: bool = False) -> None:
+        """`[n, N]`, calibrated, 0 where there is no node; probe: as above"""
         latest = np.zeros(MAX_NODES)
         latest[: survival.shape[1]] = -np.sort(-survival, axis=1).mean(0)
-        self._mean += (FOLLOW if self.known else 1.0) * (latest - self._mean)
+        kept = (1 - FOLLOW) ** (news(len(survival)) if probe else 1)
+        self._mean += (1 - kept if self.known else 1.0) * (latest - self._mean)
         self.known = True
 
     def expected(self, requests: int, nodes: int) -> Floats:

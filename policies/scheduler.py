@@ -31,7 +31,7 @@ def make_scheduler(schedule: Schedule, cost: CostModel, margin: float, causality
 
 
 @dataclass(frozen=True)
-class FixedScheduler:
+class FixedScheduler(Scheduler):
     """The same for everyone, whatever the load: a depth, or a number of nodes, the likeliest ones."""
 
     depth: int | None
@@ -54,7 +54,7 @@ class FixedScheduler:
 
 
 @dataclass(frozen=True)
-class ThresholdScheduler:
+class ThresholdScheduler(Scheduler):
     """Every node whose survival stays at or above `confidence`."""
 
     confidence: float
@@ -72,7 +72,7 @@ class ThresholdScheduler:
 
 
 @dataclass(frozen=True)
-class TableScheduler:
+class TableScheduler(Scheduler):
     """Depth straight from one signal; while that is absent, its shallowest point."""
 
     by: str

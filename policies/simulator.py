@@ -238,8 +238,9 @@ class _Run:
         scheduler = self._scheduler(active.schedule)
         bounds = limits.astype(np.int64)
         batch = Batch(bounds[:, 0], bounds[:, 1], limits[:, 2], context, snapshot.values)
-        # Asked every time: a scheduler counts plain steps to know when to probe.
+        # Asked every time: a scheduler counts steps to know when to try the other kind.
         planned = self._rounds.plan(scheduler, batch, active.shape, kinds)
+        scheduler.started()
         if planned.plain:
             return _Decision(None, self._machine.cost.plain_seconds(n, context), 0, np.zeros(n, np.bool_))
         level = int(math.log(max(context, 1)) / CONTEXT_LEVEL)

@@ -11,28 +11,29 @@ What stops the search decides whether rejection sampling stays unbiased, see `ca
     lagged       a budget from the round before last; this round's best drafts fill it
     global       the best prefix of all; for match and for temperature 0 only
 
-A promise to the slowest user (`slo`) is not met one draft at a time: nothing improves until everybody has one more. So
-its budget is settled before anything is drafted, from what history predicts, and this round's best drafts fill it.
-
 How deep to draft is weighed before anything is drafted, and plain decoding with it, since drafting itself is what a
-shallow round saves: the depth whose best round, as history predicts it, is worth most. Nothing is learned from plain
-steps, so now and then a round is a probe: it verifies at least one draft of each request, whatever that is expected to
-bring, and while probes do better than history expected they follow one another at once. While drafting pays, now and
-then a step is plain instead: what one takes today, only one can tell.
+shallow round saves: the depth whose best round, as history predicts it, is worth most. `turns.py` says when the other
+kind is tried. A round among plain steps verifies at least one draft of each request, whatever that is expected to
+bring.
+
+Early stop finds that best round only if Theta rises up to it. What rows take has steps, behind which Theta falls and
+rises again. Where history predicts such a fall on the way, its best number of drafts is a budget settled before
+anything is drafted: this round's best drafts fill it, nothing drawn is looked at, and early stop begins behind it. A
+promise to the slowest user (`slo`) has such a budget always, and no more: nothing improves until everybody has one more
+draft.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from .batch import Batch, Bools, Floats, Ints, clipped, nodes_depth, required
 from .cost import CostModel
+from .turns import Turn
 
-UNMEASURED_DEPTH = 2
-"""As deep as this while a cost model has no points: shallow enough to be cheap, and it measures rounds."""
-FIRST_PROBE, LAST_PROBE = 16, 512
-"""Steps of one kind until one of the other is tried; doubled after every one that did no better than expected."""
+UNMEASURED_DEPTHS = (0, 0, 0, 1, 1, 1, 2, 2, 2)
+"""In turn, while a cost model has no points: cheap, and steps of each kind become its points."""
 SETTLED = 7
 """Rounds for which "it pays" is not asked again while batch and drafts keep their kind; "it does not", every time."""
 FREE = 1e-3
@@ -42,20 +43,19 @@ WORTH_A_LOOK = 0.05
 small batch on a GPU, choosing among them saves less than a GPU loses that waits for the choice."""
 
 
-@dataclass
-class _Wait:
-    """How long steps have been of one kind, and for how long until one of the other is tried."""
+@dataclass(frozen=True)
+class _Planned:
+    """A step as decided. deep: how deep the best round drafts; budget: how many drafts it verifies at least
 
-    steps: int = 0
-    until: int = FIRST_PROBE
+    settled: rounds for which this goes on holding for such a batch; unmeasured: steps so far that had no price
+    """
 
-    @property
-    def over(self) -> bool:
-        return self.steps >= self.until
-
-    def again(self) -> None:
-        """It has been tried: from the start, twice as long."""
-        self.steps, self.until = 0, min(2 * self.until, LAST_PROBE)
+    turn: Turn = field(default_factory=Turn)
+    deep: int = 0
+    budget: int = 0
+    settled: int = 0
+    settled_for: tuple[int, bool] = (0, False)
+    unmeasured: int = 0
 
 
 class ValueScheduler:
@@ -63,62 +63,47 @@ class ValueScheduler:
 
     def __init__(self, cost: CostModel, margin: float, causality: str, speed: float | None) -> None:
         self._cost, self._margin, self._causality, self._speed = cost, margin, causality, speed
-        self._plain, self._rounds = _Wait(), _Wait()
-        self._probed: float | None = None  # what the round in progress is expected to yield, where it is a probe
-        self._waited = False  # for what it did yield
+        self._run = self._planned = _Planned()
         self._budgets: list[float] = []
-        self._promised: int | None = None
-        self._deep = 0  # how deep the best round drafts
-        self._settled, self._settled_for = 0, (0, False)
 
     def draft_depths(self, batch: Batch, expected: Floats, depth: Ints | None = None) -> Ints:
         """As deep as pays, or a plain step where no drafting is expected to."""
-        if not self._cost.ready:
-            return clipped(UNMEASURED_DEPTH, batch)
-        what = (batch.size, depth is None)
-        if self._settled > 0 and self._settled_for == what:
-            self._settled -= 1
-            self._rounds.steps += 1
-            return clipped(self._deep, batch)
-        before, self._probed = self._probed, None
-        self._waited = self._waited and before is not None
-        promised = bool(batch.min_depth.any())
-        if self._pays(batch, expected, depth) or promised:
-            self._plain = _Wait()
-            if self._rounds.over and not promised:
-                self._rounds.again()
-                return np.zeros_like(batch.max_depth)
-            self._rounds.steps += 1
-            self._settled, self._settled_for = SETTLED, what
-            return clipped(self._deep, batch)
-        self._settled, self._rounds = 0, _Wait()
-        self._plain.steps += 1
-        hope = float(expected.sum()) / batch.size
-        if before is not None and hope > before:
-            self._plain = _Wait()
-        elif before is not None and hope == before and not self._waited:
-            # A step may be planned while another runs: what the probe brought is known at the next.
-            self._probed, self._waited = before, True
-            return np.zeros_like(batch.max_depth)
-        elif not self._plain.over:
-            return np.zeros_like(batch.max_depth)
-        else:
-            self._plain.again()
-        self._probed = hope
-        return clipped(self._deep, batch)
-
-    def _pays(self, batch: Batch, expected: Floats, depth: Ints | None) -> bool:
-        """Whether the best round that history predicts beats a plain step by the margin; how deep it drafts."""
+        self._planned = self._run
         if not batch.max_depth.any():
-            return False
+            return np.zeros_like(batch.max_depth)  # whatever pays: nothing is waited for, or tried
+        if not self._cost.ready:
+            at = self._run.unmeasured
+            self._planned = replace(self._run, unmeasured=at + 1)
+            return clipped(UNMEASURED_DEPTHS[at % len(UNMEASURED_DEPTHS)], batch)
+        self._planned = self._after(self._run, batch, expected, depth)
+        return clipped(self._planned.deep if self._planned.turn.is_round else 0, batch)
+
+    def started(self) -> bool:
+        self._run = self._planned
+        return self._run.turn.is_probe
+
+    def _after(self, run: _Planned, batch: Batch, expected: Floats, depth: Ints | None) -> _Planned:
+        what = (batch.size, depth is None)
+        if run.settled > 0 and run.settled_for == what:
+            turn = replace(run.turn, waited=run.turn.waited + 1)
+            return replace(run, settled=run.settled - 1, turn=turn)
         seconds = np.array([self._cost.plain_seconds(batch.size, batch.context)])
         plain = float(self._score(batch.weight.sum() / seconds, 1 / seconds)[0])
-        best, depths = -np.inf, self._depths(batch, float(seconds[0]), depth)
-        for deep, line in zip(depths, self._lines(batch, expected, depth, batch.min_depth, depths), strict=True):
+        best, probe, deep, budget = -np.inf, -np.inf, 0, 0
+        depths = self._depths(batch, float(seconds[0]), depth)
+        for limit, line in zip(depths, self._lines(batch, expected, depth, batch.min_depth, depths), strict=True):
             if line.score.max() > best:
-                best, self._deep = float(line.score.max()), deep
-                self._promised = None if self._speed is None else int(line.score.argmax())
-        return best > plain + self._margin * abs(plain)
+                best, deep, budget = float(line.score.max()), limit, self._budget(line)
+                probe = float(line.score[min(max(budget, batch.size), len(line.order))])
+        turn = run.turn.next(best, probe, plain, self._margin, bool(batch.min_depth.any()))
+        settled = SETTLED if turn.is_round and not turn.on_trial else 0
+        return _Planned(turn, deep, budget, settled, what)
+
+    def _budget(self, line: "_Line") -> int:
+        """Drafts that the best round verifies, the forced ones included; 0 where early stop gets there by itself."""
+        most = int(line.score.argmax())
+        reached = self._speed is None and bool((np.diff(line.score[: most + 1]) > 0).all())
+        return 0 if reached else most + int(np.count_nonzero(line.forced))
 
     def _depths(self, batch: Batch, seconds: float, depth: Ints | None) -> list[int]:
         """How deep the round may draft, the deepest first: where one more would make it longer. A tree has one size."""
@@ -139,8 +124,10 @@ class ValueScheduler:
     def select(self, batch: Batch, survival: Floats, depth: Ints | None = None) -> Bools:
         if not self._cost.ready:
             at = nodes_depth(survival, depth)
-            return (at > 0) & (at <= self.draft_depths(batch, survival)[:, None])
-        least = batch.min_depth if self._probed is None else np.maximum(batch.min_depth, np.minimum(batch.max_depth, 1))
+            return (at > 0) & (at <= batch.max_depth[:, None])
+        least = batch.min_depth
+        if self._planned.turn.is_probe:
+            least = np.maximum(least, np.minimum(batch.max_depth, 1))
         (line,) = self._lines(batch, survival, depth, least, [int(batch.max_depth.max())])
         chosen = line.forced
         chosen.ravel()[line.order[: self._stop(line, batch.size)]] = True
@@ -178,17 +165,18 @@ class ValueScheduler:
         return np.where(slowest >= self._speed, throughput, slowest / self._speed - 1)
 
     def _stop(self, line: "_Line", requests: int) -> int:
-        """How many drafts enter."""
+        """How many drafts enter, beside the forced ones."""
         if self._causality == "global":
             return int(line.score.argmax())
-        if self._promised is not None:
-            return min(self._promised, len(line.order))
+        settled = min(max(0, self._planned.budget - int(np.count_nonzero(line.forced))), len(line.order))
+        if self._speed is not None:
+            return settled
         if self._causality == "lagged":
             self._budgets = [*self._budgets[-2:], int(line.score.argmax()) / requests]
             if len(self._budgets) == 3:
                 return min(round(self._budgets[0] * requests), len(line.order))
-        falls = line.score[1:] <= line.score[:-1]
-        return int(falls.argmax()) if falls.any() else len(line.order)
+        falls = line.score[settled + 1 :] <= line.score[settled:-1]
+        return settled + int(falls.argmax()) if falls.any() else len(line.order)
 
 
 @dataclass(frozen=True)

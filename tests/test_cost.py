@@ -92,18 +92,42 @@ def test_a_lasting_change_is_followed_within_fifty_steps():
     assert cost.plain_seconds(4, 1000) == pytest.approx(1.5 * fresh.plain_seconds(4, 1000), rel=0.15)
 
 
-def test_now_and_then_one_of_the_other_kind_tells_them_apart():
-    """The profile has plain steps 30 % too dear and rounds right, and after every 32 rounds a plain step is taken."""
+def test_now_and_then_some_of_the_other_kind_tell_them_apart():
+    """The profile has plain steps 30 % too dear and rounds right; after every 32 rounds there are three plain steps,
+    and the first round after those takes twice as long."""
     cost, truth = CostModel.from_points(profile()), CostModel.from_points(profile())
     dice = np.random.default_rng(1)
-    for step in range(33 * 4):
+    for step in range(35 * 6):
         noise = dice.normal(1, 0.05)
-        if step % 33 == 32:
+        if step % 35 >= 32:
             cost.observe("plain", 4, 4, 1000, noise * truth.plain_seconds(4, 1000) / 1.3)
         else:
-            cost.observe("round", 4, 16, 1000, noise * round_of(truth, 4, 16, 1000))
+            cost.observe("round", 4, 16, 1000, (1 + (step % 35 == 0)) * noise * round_of(truth, 4, 16, 1000))
     assert cost.plain_seconds(4, 1000) == pytest.approx(truth.plain_seconds(4, 1000) / 1.3, rel=0.07)
     assert round_of(cost, 4, 16, 1000) == pytest.approx(round_of(truth, 4, 16, 1000), rel=0.07)
+
+
+@pytest.mark.parametrize("slow", [0, 1, 2])
+def test_one_slow_step_after_a_change_of_kind_tells_nothing(slow: int):
+    """Ten times too slow, the first, second or third after a plain trial: the two kinds stay priced as they were."""
+    cost, truth = CostModel.from_points(profile()), CostModel.from_points(profile())
+    right = round_of(truth, 4, 16, 1000)
+    for _ in range(3):
+        cost.observe("round", 4, 16, 1000, right)
+    for _ in range(3):
+        cost.observe("plain", 4, 4, 1000, truth.plain_seconds(4, 1000))
+    for step in range(3):
+        cost.observe("round", 4, 16, 1000, right * (10 if step == slow else 1))
+    ratio = round_of(cost, 4, 16, 1000) / cost.plain_seconds(4, 1000)
+    assert ratio == pytest.approx(right / truth.plain_seconds(4, 1000), rel=0.01)
+
+
+def test_beyond_its_points_a_curve_goes_on_as_it_ends():
+    """Flat up to 64 rows, then 0.1 ms a row."""
+    drafts = [CostPoint("draft", 8, 56, 0, 0.001), CostPoint("plain", 8, 8, 0, 0.01)]
+    verify = [CostPoint("verify", 8, rows, 0, 0.01 + 1e-4 * max(0, rows - 64)) for rows in (16, 32, 64, 128, 256)]
+    cost = CostModel.from_points([*drafts, *verify])
+    assert round_of(cost, 8, 512, 0) == pytest.approx(0.001 + 0.01 + 1e-4 * (512 - 64))
 
 
 def test_without_a_profile_steps_become_one():
@@ -125,6 +149,13 @@ def test_a_file_keeps_it_and_a_damaged_one_is_no_model(tmp_path: Path):
     again = CostModel.load(file)
     assert again is not None and again.source == "cached"
     assert again.points == cost.points
-    for damage in ("", "{", '{"version": 99, "points": []}', '{"version": 3, "points": [{"kind": "plain"}]}'):
+    assert list(file.parent.iterdir()) == [file]
+    point = '{"kind": "plain", "requests": %s, "rows": 1, "context": 0, "seconds": %s}'
+    bad = [point % values for values in (("0", "1"), ("1", "NaN"), ("1", "-1"), ("1", '"a"'), ("true", "1"))]
+    whole = [f'{{"version": 3, "points": [{each}]}}' for each in (*bad, '{"kind": "plain"}')]
+    other = ['{"version": 3, "about": "me", "points": [%s]}' % (point % ("1", "1"))]
+    for damage in ("", "{", "[]", '{"version": 99, "points": []}', *whole, *other):
         file.write_text(damage)
-        assert CostModel.load(file) is None
+        assert CostModel.load(file) is None, damage
+    file.write_text('{"version": 3, "points": [%s]}' % (point % ("1", "1")))
+    assert CostModel.load(file) is not None

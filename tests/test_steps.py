@@ -55,6 +55,9 @@ class Governor:
         plan = Plan([0 if load.max_depth == 0 else DEPTH for load in loads], "match", None, self.settled)
         return SimpleNamespace(number=self._plans, plan=plan)
 
+    def started(self, ride: Any) -> None:
+        self.said.append(f"start {ride.number}")
+
     def select(self, ride: Any, *_: Any) -> Any:
         self.said.append(f"select {ride.number}")
         return (torch.arange(DEPTH) < DEPTH).expand(len(ride.plan.depths), DEPTH).numpy()
@@ -105,8 +108,8 @@ def steps_of(ahead: bool, settled: bool) -> tuple[Steps, Governor]:
 def test_in_step_with_the_scheduler() -> None:
     steps, governor = steps_of(ahead=False, settled=False)
     batch = batch_of(Request("a"), Request("b"))
-    assert step(steps, governor, batch) == ["plan 1", "select 1", "asked", "learn 1", "publish 1"]
-    assert step(steps, governor, batch) == ["timed 1", "plan 2", "select 2", "asked", "learn 2", "publish 2"]
+    assert step(steps, governor, batch) == ["plan 1", "start 1", "select 1", "asked", "learn 1", "publish 1"]
+    assert step(steps, governor, batch) == ["timed 1", "plan 2", "start 2", "select 2", "asked", "learn 2", "publish 2"]
     assert step(steps, governor, batch, PREFILL) == ["timed 2"]
     assert steps.clock.report()["accepted_length"] == 2
 
@@ -114,9 +117,9 @@ def test_in_step_with_the_scheduler() -> None:
 def test_ahead_of_what_the_last_step_brought() -> None:
     steps, governor = steps_of(ahead=True, settled=True)
     batch = batch_of(Request("a"), Request("b"))
-    assert step(steps, governor, batch) == ["plan 1", "asked", "plan 2"]
+    assert step(steps, governor, batch) == ["plan 1", "start 1", "asked", "plan 2"]
     # A settled plan's drafts are looked at when they are learned from.
-    assert step(steps, governor, batch) == ["asked", "select 1", "learn 1", "publish 1", "timed 1", "plan 3"]
+    assert step(steps, governor, batch) == ["start 2", "asked", "select 1", "learn 1", "publish 1", "timed 1", "plan 3"]
     assert step(steps, governor, batch, PREFILL) == ["select 2", "learn 2", "publish 2", "timed 2"]
 
 
@@ -127,7 +130,7 @@ def test_another_batch_is_planned_anew(seed: bool) -> None:
     step(steps, governor, batch_of(request))
     other = batch_of(request, seed=True) if seed else batch_of(request, Request("b"))
     said = step(steps, governor, other)
-    assert said[0] == "plan 3"
+    assert said[:2] == ["plan 3", "start 3"] and "start 2" not in said
     assert ("asked" in said) != seed, "a seed promises plain decoding's tokens"
 
 
