@@ -115,13 +115,13 @@ def plain_answers(server: Server, prompts: Sequence[str], longest: int) -> Wante
 
 
 @contextmanager
-def edited(file: Path) -> Iterator[None]:
+def edited(file: Path, every_s: float = EDIT_S) -> Iterator[None]:
     """Meanwhile, one policy after another is saved there."""
     done = threading.Event()
 
     def edit() -> None:
         turn = 0
-        while not done.wait(EDIT_S):
+        while not done.wait(every_s):
             turn += 1
             file.write_text(f"version: 1\nname: soak\n{POLICIES[turn % len(POLICIES)]}\n")
 
@@ -191,7 +191,7 @@ def main() -> int:
         time.sleep(5)  # idle: SGLang now counts its slots, and ends the server when one is missing
         server.generate(prompts[0], temperature=0, max_new_tokens=8)
         server.flush()
-        reloads, retractions = server.report()["reloads"], server.log.count("etract")
+        reloads, retractions = server.report()["reloads"], server.log.count("#retracted_reqs")
     problems = traffic.problems
     if late > MAY_GROW * early:
         problems.append(f"the scheduler held {early >> 20} MiB after a tenth and {late >> 20} MiB at the end")
@@ -200,7 +200,7 @@ def main() -> int:
     print(
         f"{sum(traffic.done.values())} requests, {len(problems)} problems; policies {reloads['accepted']} taken over, "
         f"{reloads['refused']} refused; scheduler {early >> 20} MiB early, {late >> 20} MiB late; "
-        f"{retractions} lines of the log speak of retraction"
+        f"retracted {retractions} times"
     )
     return int(bool(problems))
 

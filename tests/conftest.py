@@ -1,10 +1,10 @@
 """How the tests share a machine, and the servers they share: a start costs most of a minute.
 
 `make test` runs two workers, each with a core of its own: threads of two servers on two cores would wait for one
-another. A file is run by one of them, and those with servers come first, being the longest.
+another. A file is run by one of them, and so is all that asks the real model's servers; the longest come first.
 
 float32, so that greedy outputs can be compared token for token; chunks of 64 tokens and a small KV pool, so that
-chunked prefill, radix eviction and retraction happen on the way.
+chunked prefill and radix eviction happen on the way.
 """
 
 from __future__ import annotations
@@ -36,8 +36,22 @@ SHARED = (
 FULL_BLOCK = "version: 1\nname: full-block\nschedule: {kind: fixed, depth: 7}\n"
 
 
+REAL = "real model"
+LONGEST_FIRST = (REAL, *(f"test_server_{name}" for name in ("algorithms", "ranks", "replicas", "faults", "commands")))
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: not item.path.stem.startswith("test_server"))
+    def group(item: pytest.Item) -> str:
+        asks = {"plain_server", "spec_server"} & set(getattr(item, "fixturenames", ()))
+        return REAL if asks else item.path.stem
+
+    def place(item: pytest.Item) -> int:
+        return LONGEST_FIRST.index(found) if (found := group(item)) in LONGEST_FIRST else len(LONGEST_FIRST)
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")
@@ -61,8 +75,9 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def spec_server(target: Path, policy: Path, record: Path) -> Iterator[Server]:
-    """DSpark at the full block; a request lowers its own depth with `max_depth`."""
+    """DSpark at the full block; a request lowers its own depth with `max_depth`, a policy drafts trees of up to 32."""
     speculate = ["--speculative-algorithm", "DSPARK_SGL", "--dspark-policy", str(policy)]
+    speculate += ["--speculative-num-draft-tokens", "33"]
     with Server(["--model-path", str(target), *SHARED, *speculate], {RECORD_VARIABLE: str(record)}) as server:
         yield server
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from dspark_sgl.cli import main
-from dspark_sgl.scrape import Scrape
 from dspark_sgl.server import Server
 
 from .conftest import seconds_until
+from .questions import metric
 
 pytestmark = pytest.mark.server
 
@@ -53,11 +53,6 @@ def load(server: Server, prompts: list[str]) -> Iterator[list[str]]:
     done.set()
     for user in users:
         user.join()
-
-
-def metric(server: Server, series: str, **labels: str) -> float:
-    """The value of one series on `/metrics`; 0 where it does not exist yet."""
-    return Scrape.of(server.get("/metrics"), time.monotonic()).total(f"dspark_{series}", **labels) or 0.0
 
 
 def test_a_saved_policy_is_in_force_within_a_second(server: Server, policy: Path, load: list[str]):

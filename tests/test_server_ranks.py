@@ -8,14 +8,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import LlamaForCausalLM
 
 from dspark_sgl.server import Server
 
 from . import tiny_models
+from .conftest import seconds_until
+from .tiny_server import tiny_server
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(1200)]
 
-STEPS = 1000
+STEPS, LONGEST = 300, 79
 SCHEDULES = (
     "{kind: throughput}",
     "{kind: fixed, depth: 3}",
@@ -62,44 +66,41 @@ def write_policy(folder: Path, schedule: str) -> None:
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[Server]:
-    arguments = [
-        *("--model-path", str(folder / "target"), "--speculative-draft-model-path", str(folder / "draft")),
-        *("--speculative-algorithm", "DSPARK_SGL", "--dspark-policy", str(folder / "policy.yaml")),
-        *("--dtype", "float32", "--skip-tokenizer-init", "--max-total-tokens", "8192", "--max-running-requests", "16"),
-        *("--tp-size", "2"),
-    ]
-    environment = {"PYTHONPATH": str(folder), "RECORD": str(folder), "SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
-    with Server(arguments, environment) as running:
+    environment = {"RECORD": str(folder), "SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
+    with tiny_server(folder, "--tp-size", "2", environment=environment) as running:
         yield running
 
 
 def test_both_ranks_decide_the_same(server: Server, folder: Path) -> None:
-    def ask(index: int) -> int:
-        answer = server.post(
-            "/generate",
-            {
-                "input_ids": [1 + (index + k) % 10 for k in range(5)],
-                "sampling_params": {
-                    "temperature": (0.0, 1.0)[index % 2],
-                    "max_new_tokens": 20 + index % 60,
-                    "ignore_eos": True,
-                },
-            },
-        )
-        return len(answer["output_ids"])
+    model = LlamaForCausalLM.from_pretrained(folder / "target").float().eval()
+    wanted = tiny_models.greedy(model, torch.tensor([prompt(index) for index in range(10)]), LONGEST).tolist()
 
-    asked, recorded = 0, folder / "rank0.jsonl"
-    recorded.write_text("")  # what the profile asked for at the start is not a decision
-    (folder / "rank1.jsonl").write_text("")
+    def ask(index: int) -> None:
+        """Every other request samples; what is greedy is known."""
+        count, greedy = LONGEST - index % 60, index % 20 < 10
+        sampling = {"temperature": 0.0 if greedy else 1.0, "max_new_tokens": count, "ignore_eos": True}
+        answer = server.post("/generate", {"input_ids": prompt(index), "sampling_params": sampling})["output_ids"]
+        assert len(answer) == count
+        assert not greedy or answer == wanted[index % 10][:count]
+
+    records = [folder / f"rank{rank}.jsonl" for rank in (0, 1)]
+    for record in records:
+        record.write_text("")  # what the profile asked for at the start is not a decision
+    asked = 0
     with ThreadPoolExecutor(8) as pool:
-        while asked < 400 and recorded.read_text().count("observe") < STEPS:
+        while records[0].read_text().count("observe") < STEPS or asked < 40 * len(SCHEDULES):
             write_policy(folder, SCHEDULES[asked // 40 % len(SCHEDULES)])
-            assert list(pool.map(ask, range(asked, asked + 40))) == [20 + i % 60 for i in range(asked, asked + 40)]
+            list(pool.map(ask, range(asked, asked + 40)))
             asked += 40
-    decisions = [(folder / f"rank{rank}.jsonl").read_text().splitlines() for rank in (0, 1)]
+            assert asked <= 400, "so many requests are more steps than that"
+    seconds_until(lambda: len({record.read_text().count("\n") for record in records}) == 1)
+    decisions = [record.read_text().splitlines() for record in records]
     assert decisions[0] == decisions[1]
-    assert len(decisions[0]) >= STEPS
     assert {depth for line in decisions[0] for depth in depths(line)} >= {1, 2, 3, 4}
+
+
+def prompt(index: int) -> list[int]:
+    return [1 + (index + k) % 10 for k in range(5)]
 
 
 def depths(line: str) -> list[int]:

@@ -14,7 +14,8 @@ from dspark_sgl.server import Server
 
 from . import tiny_models
 from .conftest import seconds_until
-from .test_server_policy import metric
+from .questions import metric
+from .tiny_server import tiny_server
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
 
@@ -33,13 +34,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[Server]:
-    arguments = [
-        *("--model-path", str(folder / "target"), "--speculative-draft-model-path", str(folder / "draft")),
-        *("--speculative-algorithm", "DSPARK_SGL", "--dspark-policy", str(folder / "policy.yaml")),
-        *("--dtype", "float32", "--skip-tokenizer-init", "--skip-server-warmup", "--max-total-tokens", "8192"),
-        *("--max-running-requests", "16", "--dp-size", "2", "--load-balance-method", "round_robin"),
-    ]
-    with Server(arguments, {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}) as server:
+    replicas, bound = ("--dp-size", "2", "--load-balance-method", "round_robin"), {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
+    with tiny_server(folder, *replicas, environment=bound) as server:
         yield server
 
 

@@ -73,8 +73,8 @@ class Governor:
         self.said.append(f"publish {ride.number}")
 
 
-def batch_of(*requests: Request, seed: bool = False) -> Any:
-    info = SimpleNamespace(has_custom_logit_processor=False, sampling_seed=[1] if seed else None)
+def batch_of(*requests: Request, seed: bool = False, processor: bool = False) -> Any:
+    info = SimpleNamespace(has_custom_logit_processor=processor, sampling_seed=[1] if seed else None)
     lens = torch.full((len(requests),), 9)
     return SimpleNamespace(reqs=list(requests), sampling_info=info, seq_lens_cpu=lens, after_idle_gap=False)
 
@@ -123,15 +123,16 @@ def test_ahead_of_what_the_last_step_brought() -> None:
     assert step(steps, governor, batch, PREFILL) == ["select 2", "learn 2", "publish 2", "timed 2"]
 
 
-@pytest.mark.parametrize("seed", [False, True])
-def test_another_batch_is_planned_anew(seed: bool) -> None:
+@pytest.mark.parametrize("plainly", [{}, {"seed": True}, {"processor": True}], ids=["nothing", "seed", "processor"])
+def test_another_batch_is_planned_anew(plainly: dict[str, bool]) -> None:
+    """A seed promises plain decoding's tokens, and what a processor of the request's own does nobody knows."""
     steps, governor = steps_of(ahead=True, settled=True)
     request = Request("a")
     step(steps, governor, batch_of(request))
-    other = batch_of(request, seed=True) if seed else batch_of(request, Request("b"))
+    other = batch_of(request, **plainly) if plainly else batch_of(request, Request("b"))
     said = step(steps, governor, other)
     assert said[:2] == ["plan 3", "start 3"] and "start 2" not in said
-    assert ("asked" in said) != seed, "a seed promises plain decoding's tokens"
+    assert ("asked" in said) != bool(plainly)
 
 
 class Moment:

@@ -10,21 +10,18 @@ import torch
 from scipy.stats import chisquare
 from transformers import LlamaForCausalLM
 
-from dspark_sgl.kernels.filters import Filters, filtered_probs
-
 from . import tiny_models
+from .sampling import Sampling
 
 Text = tuple[int, int, int]
 
 
-def exact(model: LlamaForCausalLM, prompt: Sequence[int], temperature: float, top_p: float) -> dict[Text, float]:
+@torch.no_grad()
+def exact(model: LlamaForCausalLM, prompt: Sequence[int], sampling: Sampling) -> dict[Text, float]:
     """p(a) p(b | a) p(c | a, b) of every text, from the target alone."""
     pairs = list(product(range(tiny_models.VOCAB), repeat=2))
-    with torch.no_grad():
-        logits = model(torch.tensor([[*prompt, *pair] for pair in pairs])).logits[:, len(prompt) - 1 :]
-    rows = torch.ones(len(pairs) * 3)
-    filters = Filters(rows * temperature, (rows * tiny_models.VOCAB).long(), rows * top_p, rows * 0, active=top_p < 1)
-    p = filtered_probs(logits.flatten(0, 1), filters).view(len(pairs), 3, -1).double()
+    logits = model(torch.tensor([[*prompt, *pair] for pair in pairs])).logits[:, len(prompt) - 1 :]
+    p = sampling.probabilities(logits)
     return {
         (a, b, c): float(p[i, 0, a] * p[i, 1, b] * p[i, 2, c])
         for i, (a, b) in enumerate(pairs)
