@@ -159,14 +159,18 @@ class Governor:
             self._unsound += int(unsound.sum())
         self._sound = self._bad_drafts == bad
         ride.past.observe(forest, survival, np.array(ride.plan.depths), ride.probe)
-        ride.verified, ride.offered = kept, kept.sum(1).tolist()
-        ride.predicted = survival[kept]
+        ride.survival, ride.verified, ride.offered = survival, kept, kept.sum(1).tolist()
+        ride.rows = len(kept) + sum(ride.offered)
         return kept
 
-    def learn(self, ride: Ride, path: Ints) -> None:
-        """What a round accepted. path: int64 `[n, P]`, rows as in `Forest.on_path`"""
+    def learn(self, ride: Ride, path: Ints, live: Bools) -> None:
+        """What a round accepted. path: int64 `[n, P]`, rows as in `Forest.on_path`
+
+        live: bool `[n]`, the requests whose tokens count; others had ended when the round began, unknown to the host
+        """
         assert ride.forest is not None and ride.verified is not None
-        ride.lengths = (path >= 0).sum(1).tolist()
+        ride.verified = ride.verified & live[:, None]
+        ride.offered, ride.lengths = ride.verified.sum(1).tolist(), ((path >= 0).sum(1) * live).tolist()
         survived = ride.forest.on_path(ride.verified, path)
         self._survival.add(ride.predicted, survived[ride.verified])
         tested = ride.forest.tested(ride.verified, survived)

@@ -92,10 +92,16 @@ class Ride:
     forest: Forest | None = None
     confidence: Floats | None = None
     verified: Bools | None = None
-    predicted: Floats = field(default_factory=lambda: np.empty(0))
-    """Survival of the verified drafts, as `verified` lists them."""
+    survival: Floats | None = None
+    rows: int = 0
+    """Of the target's forward. What is counted below is less, where requests had ended before the round began."""
     offered: list[int] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
+
+    @property
+    def predicted(self) -> Floats:
+        """Survival of the verified drafts, as `verified` lists them."""
+        return np.empty(0) if self.survival is None else self.survival[self.verified]
 
     @property
     def decision(self) -> dict[str, int | None]:
@@ -110,7 +116,7 @@ class Ride:
         return Step(
             kind=ROUND if self.offered else PLAIN,
             requests=n,
-            rows=n + sum(self.offered),
+            rows=self.rows or n,
             context=self.batch.context,
             offered=sum(self.offered),
             speculating=len(spoke),

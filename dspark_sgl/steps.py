@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -132,13 +133,15 @@ class Steps:
             return
         if step.layout is not None and step.seen is not None and step.path is not None:
             path, widths = step.path.get(), step.layout.widths
-            spoke, lengths = [i for i, width in enumerate(widths) if width > 1], path_lengths(path)
-            self.clock.count(sum(widths) - len(widths), [lengths[i] for i in spoke])
+            # Where the scheduler overlaps, a request that ended with the step before is in this one too, for nobody.
+            live = np.array([not (self._ahead and request.finished()) for request in step.requests])
+            spoke, lengths = [i for i, width in enumerate(widths) if width > 1 and live[i]], path_lengths(path)
+            self.clock.count(sum(widths[i] - 1 for i in spoke), [lengths[i] for i in spoke])
             for i in spoke:
                 self._book.count(step.requests[i], lengths[i])
             if self.governor is not None and step.ride is not None:
                 if step.plan.settled:
                     self.governor.select(step.ride, *step.seen.drafts)
-                self.governor.learn(step.ride, path.numpy())
+                self.governor.learn(step.ride, path.numpy(), live)
         if self.governor is not None and step.ride is not None:
             self.governor.publish(step.ride, self.clock.seconds)

@@ -30,7 +30,7 @@ class Request:
     """As far as the book reads one."""
 
     def __init__(self, name: str) -> None:
-        self.rid, self.output_ids = name, [1]
+        self.rid, self.output_ids, self.ended = name, [1], False
         self.sampling_params = SimpleNamespace(
             custom_params=None,
             top_k=1,
@@ -40,6 +40,9 @@ class Request:
             repetition_penalty=1.0,
             min_new_tokens=0,
         )
+
+    def finished(self) -> bool:
+        return self.ended
 
 
 class Governor:
@@ -62,8 +65,9 @@ class Governor:
         self.said.append(f"select {ride.number}")
         return (torch.arange(DEPTH) < DEPTH).expand(len(ride.plan.depths), DEPTH).numpy()
 
-    def learn(self, ride: Any, path: Any) -> None:
+    def learn(self, ride: Any, path: Any, live: Any) -> None:
         self.said.append(f"learn {ride.number}")
+        self.live = live.tolist()
 
     def timed(self, ride: Any, seconds: float) -> None:
         assert seconds > 0
@@ -133,6 +137,19 @@ def test_another_batch_is_planned_anew(plainly: dict[str, bool]) -> None:
     said = step(steps, governor, other)
     assert said[:2] == ["plan 3", "start 3"] and "start 2" not in said
     assert ("asked" in said) != bool(plainly)
+
+
+def test_a_request_that_had_ended_teaches_nothing() -> None:
+    """The scheduler read its end when it was in the next round already."""
+    steps, governor = steps_of(ahead=True, settled=True)
+    one, other = Request("a"), Request("b")
+    step(steps, governor, batch_of(one, other))
+    step(steps, governor, batch_of(one, other))
+    assert governor.live == [True, True]
+    one.ended = True
+    step(steps, governor, batch_of(other))
+    assert governor.live == [False, True]
+    assert steps.clock.report()["counts"]["request_rounds"] == 3  # type: ignore[index]
 
 
 class Moment:
