@@ -18,7 +18,7 @@ def test_the_documentation_lists_exactly_what_is_exported():
 
 
 def test_every_metric_the_code_writes_is_declared_and_the_other_way_round():
-    sources = [Path(metrics.__file__).with_name(f"{name}.py") for name in ("governor", "metrics", "policy_watch")]
+    sources = [Path(metrics.__file__).with_name(f"{name}.py") for name in ("step_metrics", "metrics", "policy_watch")]
     text = "\n".join(source.read_text() for source in sources)
     written = set(re.findall(r"\.(?:add|set|observe|total)\(\s*\"(\w+)\"", text))
     assert written == {metric.name for metric in METRICS}
