@@ -1,5 +1,8 @@
-"""Numbers of the host on their way to a device. Nothing here waits: PyTorch's own copy of pageable memory to a GPU is
-followed by a wait for all that the GPU still has to do, so what a round sends goes through pinned memory instead."""
+"""Numbers between host and device, without waits that nobody asked for.
+
+PyTorch's own copy of pageable memory to a GPU waits for all that the GPU still has to do, so what a round sends goes
+through pinned memory. What the host wants to know is on its way as soon as it exists; only who reads it waits.
+"""
 
 from __future__ import annotations
 
