@@ -34,7 +34,7 @@ serve: install
 	$(PY) -m dspark_sgl.demo --serve $(if $(PORT),--port $(PORT))
 
 test: lint types
-	$(PY) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(PYTEST)
+	$(PY) -m pytest -n 2 --no-loadscope-reorder $(PYTEST)
 
 lint: install
 	$(PY) -m ruff check .

@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch; servers inherit it
 
@@ -36,22 +37,29 @@ SHARED = (
 FULL_BLOCK = "version: 1\nname: full-block\nschedule: {kind: fixed, depth: 7}\n"
 
 
-REAL = "real model"
-LONGEST_FIRST = (REAL, *(f"test_server_{name}" for name in ("algorithms", "ranks", "replicas", "faults", "commands")))
+REAL = ("test_server", "test_server_trees", "test_server_commands", "test_server_policy")
+"""The files that ask `plain_server` and `spec_server`."""
+LONGEST_FIRST = ("test_server_algorithms", *REAL, "test_server_ranks", "test_server_replicas", "test_server_faults")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    def group(item: pytest.Item) -> str:
-        asks = {"plain_server", "spec_server"} & set(getattr(item, "fixturenames", ()))
-        return REAL if asks else item.path.stem
-
     def place(item: pytest.Item) -> int:
-        return LONGEST_FIRST.index(found) if (found := group(item)) in LONGEST_FIRST else len(LONGEST_FIRST)
+        stem = item.path.stem
+        return LONGEST_FIRST.index(stem) if stem in LONGEST_FIRST else len(LONGEST_FIRST)
 
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
     items.sort(key=place)
+
+
+@pytest.hookimpl(optionalhook=True)  # pytest may run without xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByServer(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            stem = Path(nodeid.partition("::")[0]).stem
+            return "real model" if stem in REAL else stem
+
+    return ByServer(config, log)
 
 
 @pytest.fixture(scope="session")
