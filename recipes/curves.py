@@ -20,8 +20,8 @@ def read_curve(run: Path) -> list[dict[str, Any]]:
 
 
 def draw(lines: Mapping[str, Sequence[tuple[float, float]]], xlabel: str, ylabel: str, out: Path) -> None:
-    """One line of points (x, y) per name."""
-    from matplotlib import pyplot
+    """One line of points (x, y) per name; the same file for the same points."""
+    from matplotlib import pyplot, rc_context
 
     figure, axis = pyplot.subplots(figsize=(6, 4))
     for name, points in lines.items():
@@ -31,7 +31,8 @@ def draw(lines: Mapping[str, Sequence[tuple[float, float]]], xlabel: str, ylabel
     axis.grid(alpha=0.3)
     axis.legend()
     figure.tight_layout()
-    figure.savefig(out, metadata={"Date": None} if out.suffix == ".svg" else None)
+    with rc_context({"svg.hashsalt": "dspark"}):  # ids are drawn at random otherwise
+        figure.savefig(out, metadata={"Date": None} if out.suffix == ".svg" else None)
     pyplot.close(figure)
 
 

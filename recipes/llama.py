@@ -45,12 +45,13 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def check_config(config: Any) -> None:
     """Ends the program where a Llama's config asks for more than is computed here: it would be left out unsaid."""
+    rope = getattr(config, "rope_parameters", None) or {}
     for name, value, known in (
         ("model_type", config.model_type, "llama"),
-        ("rope_type", config.rope_parameters.get("rope_type", "default"), "default"),
-        ("hidden_act", config.hidden_act, "silu"),
-        ("attention_bias", config.attention_bias, False),
-        ("mlp_bias", config.mlp_bias, False),
+        ("rope_type", rope.get("rope_type", "default"), "default"),
+        ("hidden_act", getattr(config, "hidden_act", None), "silu"),
+        ("attention_bias", getattr(config, "attention_bias", False), False),
+        ("mlp_bias", getattr(config, "mlp_bias", False), False),
     ):
         if value != known:
             where = config.name_or_path or "the target"

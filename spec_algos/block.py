@@ -125,7 +125,7 @@ class BlockDrafter(Drafter):
 
     def propose(self, round: Round) -> Proposal:
         hidden, graphs, kind = self._backbone(round), self._graphs, (round.tree, round.temperature is None)
-        if graphs is not None and not graphs.hold(kind, len(round.depths), self._values_drawn_from(round)):
+        if graphs is not None and not graphs.reserve(kind, len(round.depths), *self._q_values(round)):
             graphs = None
         # A recording drafts the whole block; what is deeper than was asked for is not looked at.
         depth = self._block if graphs is not None else min(max(round.depths), self._block)
@@ -136,15 +136,12 @@ class BlockDrafter(Drafter):
             return draft(inputs)
         return graphs.run(kind, draft, inputs, round.generator)
 
-    def _values_drawn_from(self, round: Round) -> int:
-        """Upper bound on the float32 values of q that one request keeps: `Vq` per depth of a chain, per node of a tree
-        (`KeptDistributions`), and as much again for the level that is being drawn. Greedy drafts keep none: one row a
-        chain, one level a tree while it is chosen."""
-        if round.tree is None:
-            rows = 1 if round.temperature is None else self._block
-        else:
-            rows = (1 if round.temperature is None else 2) * (round.tree.max_nodes + 2)
-        return rows * self._head.columns
+    def _q_values(self, round: Round) -> tuple[int, int]:
+        """Upper bounds on the float32 values of q that one request keeps, and that it has at work at a time. Kept is
+        `Vq` per depth of a chain or node of a tree (`KeptDistributions`); drafts that are chosen keep none."""
+        at_work = 1 if round.tree is None else round.tree.max_nodes + 2
+        kept = 0 if round.temperature is None else self._block if round.tree is None else at_work
+        return kept * self._head.columns, at_work * self._head.columns
 
     def _draft(self, tree: TreeShape | None, generator: torch.Generator, inputs: DraftInputs) -> Proposal:
         """Tokens from the features of the block: a function of tensors alone, so that a graph can hold it."""

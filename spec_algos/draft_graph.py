@@ -76,22 +76,23 @@ class DraftGraphs:
 
     def __init__(self, most_values: int = MOST_VALUES) -> None:
         self._recordings: dict[tuple[Hashable, int], _Recording] = {}
-        self._held: set[tuple[Hashable, int]] = set()
-        self._room = most_values
+        self._reserved: set[tuple[Hashable, int]] = set()
+        self._most = self._left = most_values
         self._pool = torch.cuda.graph_pool_handle()
 
-    def hold(self, kind: Hashable, requests: int, values: int) -> bool:
-        """Whether so many requests' drafts of this kind are recorded, or there is room to: then it is set aside.
+    def reserve(self, kind: Hashable, requests: int, kept: int, at_work: int) -> bool:
+        """Sets room aside for the recording of so many requests' drafts of this kind, unless it has some; False where
+        there is none. One takes half of what is left at most, so that smaller ones, which others need, still find room.
 
-        values: float32 that each request keeps for what it drew from
+        kept, at_work: float32 of q that each request keeps, and has at work at a time, in memory that recordings share
         """
         rung = _rung(requests)
-        if (kind, rung) in self._held:
+        if (kind, rung) in self._reserved:
             return True
-        if requests > MOST_REQUESTS or rung * values > self._room:
+        if requests > MOST_REQUESTS or rung * (kept + at_work) > self._most or 2 * rung * kept > self._left:
             return False
-        self._room -= rung * values
-        self._held.add((kind, rung))
+        self._left -= rung * kept
+        self._reserved.add((kind, rung))
         return True
 
     def run(self, kind: Hashable, draft: Draft, inputs: DraftInputs, generator: torch.Generator) -> Proposal:

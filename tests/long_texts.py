@@ -1,10 +1,10 @@
-"""Whether long texts were drawn from a target: chi-square tests over every three successive tokens of them.
+"""Whether long texts were drawn from a target: chi-square tests over their tokens, three by three.
 
 A token's place in its exact conditional distribution - the probability of all likelier tokens, and a random share of
 its own - is uniform and independent of the places before it, if and only if each token is drawn from that distribution
-(Rosenblatt, Remarks on a multivariate transformation, 1952). So the places of three successive tokens are uniform in
-the unit cube whatever the text before them, and a text of ninety tokens is thirty samples of three for the price of one
-request.
+(Rosenblatt, Remarks on a multivariate transformation, 1952). So the places of every three tokens in turn are uniform
+in the unit cube whatever the text before them, and a text of ninety tokens is thirty samples of three for the price of
+one request.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from transformers import LlamaForCausalLM
 
 CELLS = 4
 """Along each side of the cube."""
-EDGE = 1e-4
-"""Of the tokens, so many may be impossible: where a filter's threshold and a sum differ by rounding alone."""
+EDGE = 1
+"""Token that may be impossible: where a filter's threshold and a sum differ by rounding alone, once in millions."""
 
 
 @torch.no_grad()
@@ -30,10 +30,12 @@ def logits(model: LlamaForCausalLM, prompt: Sequence[int], texts: Tensor) -> Ten
 
 
 def p_value(p: Tensor, texts: Tensor) -> float:
-    """p: float64 `[n, 3 * k, V]`, what each token of int64 `texts` `[n, 3 * k]` should have been drawn from. 0 when it
-    cannot have been; else of two tests the lesser value, twice."""
+    """0 where tokens are impossible, else twice the smaller of two p-values (Bonferroni).
+
+    p: float64 `[n, 3 * k, V]`, what each token of int64 `texts` `[n, 3 * k]` should have been drawn from
+    """
     own = p.gather(-1, texts[..., None])[..., 0]
-    if (own == 0).double().mean() > EDGE:
+    if (own == 0).sum() > EDGE:
         return 0.0
     return min(1.0, 2 * min(of_threes(p, own, texts), of_successors(p, own, texts)))
 
@@ -42,7 +44,7 @@ def of_threes(p: Tensor, own: Tensor, texts: Tensor) -> float:
     """Likely tokens first: sees a distribution that is too flat or too peaked."""
     order = p.argsort(dim=-1, descending=True, stable=True)
     rank = order.argsort(dim=-1).gather(-1, texts[..., None])
-    places = place(p.gather(-1, order).cumsum(-1).gather(-1, rank)[..., 0], own, CELLS)
+    places = cell_of(p.gather(-1, order).cumsum(-1).gather(-1, rank)[..., 0], own, CELLS)
     cells = places.view(-1, 3) @ torch.tensor([CELLS * CELLS, CELLS, 1])
     return float(chisquare(cells.bincount(minlength=CELLS**3)).pvalue)
 
@@ -50,14 +52,17 @@ def of_threes(p: Tensor, own: Tensor, texts: Tensor) -> float:
 def of_successors(p: Tensor, own: Tensor, texts: Tensor) -> float:
     """In the order of their ids, after each token anew: sees a token that comes too often, as a biased draft's does."""
     size = p.shape[-1]
-    places = place(p.cumsum(-1).gather(-1, texts[..., None])[..., 0], own, size)
+    places = cell_of(p.cumsum(-1).gather(-1, texts[..., None])[..., 0], own, size)
     after = (texts[:, :-1] * size + places[:, 1:]).flatten().bincount(minlength=size * size).view(size, size)
     after = after[after.sum(-1) >= 5 * size]
     excess = chisquare(after, axis=-1).statistic.sum()
     return float(chi2.sf(excess, len(after) * (size - 1)))
 
 
-def place(until: Tensor, own: Tensor, cells: int) -> Tensor:
-    """int64: which of so many equal parts of [0, 1] it falls in. until: probability of the token and those before it"""
+def cell_of(cumulative: Tensor, own: Tensor, cells: int) -> Tensor:
+    """int64: which of so many equal parts of [0, 1] a token falls in.
+
+    cumulative: its own probability and that of the tokens before it in some order
+    """
     share = torch.rand(own.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return ((until - share * own) * cells).long().clamp(0, cells - 1)
+    return ((cumulative - share * own) * cells).long().clamp(0, cells - 1)

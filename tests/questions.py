@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import pytest
 
@@ -32,6 +32,25 @@ SHAPING: dict[str, dict[str, Any]] = {
         "json_schema": json.dumps({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]})
     },
 }
+
+
+Argument, Result = TypeVar("Argument"), TypeVar("Result")
+
+
+def once(function: Callable[[Argument], Result]) -> Callable[[Argument], Result]:
+    """Like `functools.cache`, failures included: what has taken minutes to fail is not tried again by every test."""
+    done: dict[Argument, Future[Result]] = {}
+
+    def asked(argument: Argument) -> Result:
+        if argument not in done:
+            done[argument] = Future()
+            try:
+                done[argument].set_result(function(argument))
+            except Exception as error:
+                done[argument].set_exception(error)
+        return done[argument].result()
+
+    return asked
 
 
 def shaped(server: Server) -> dict[str, tuple[int, ...]]:

@@ -65,11 +65,13 @@ def test_room_holds_more_requests_and_keeps_what_it_is_filled_with() -> None:
 def test_all_recordings_share_one_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
     graphs = DraftGraphs(most_values=100)
-    assert graphs.hold(TreeShape(4, 2), 3, 10)  # four requests' worth
-    assert not graphs.hold(TreeShape(5, 2), 5, 10), "80 more"
-    assert graphs.hold(TreeShape(5, 2), 4, 10) and graphs.hold(TreeShape(4, 2), 4, 10), "what is held costs nothing"
-    assert not graphs.hold(TreeShape(6, 2), 4, 10) and graphs.hold(TreeShape(6, 2), 2, 10)
-    assert not graphs.hold(None, 1, 1), "nothing is left"
+    assert graphs.reserve(TreeShape(4, 2), 3, 10, 10)  # four requests' worth: 60 are left
+    assert not graphs.reserve(TreeShape(5, 2), 4, 10, 10), "more than half of that"
+    assert graphs.reserve(TreeShape(5, 2), 2, 10, 10)  # 40
+    assert graphs.reserve(TreeShape(4, 2), 4, 10, 10), "what is there already costs nothing"
+    assert graphs.reserve(TreeShape(6, 2), 8, 0, 10), "what is chosen keeps nothing"
+    assert not graphs.reserve(TreeShape(7, 2), 8, 0, 20), "more at work than there ever was room for"
+    assert graphs.reserve(None, 2, 10, 1) and not graphs.reserve(None, 4, 10, 1)
 
 
 @pytest.mark.parametrize("tree", [None, TREE], ids=["chain", "tree"])

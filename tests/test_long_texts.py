@@ -72,4 +72,4 @@ def test_tokens_that_depend_on_one_another_do_not() -> None:
 
 def test_what_cannot_be_drawn_is_certain_proof() -> None:
     p = torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64).expand(1, 3, 3)
-    assert p_value(p, torch.tensor([[0, 2, 1]])) == 0
+    assert p_value(p, torch.tensor([[0, 2, 2]])) == 0

@@ -1,9 +1,10 @@
-"""Which acceptance a batch gets, and that a greedy request among sampled ones emits its argmax whichever it is."""
+"""A batch of unlike requests: each is accepted by its own distribution, whichever acceptance the batch gets."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from scipy.stats import chisquare
 
 from dspark_sgl.kernels.draft_chain import ChainDraw, draw_at_once
 from dspark_sgl.kernels.filters import Filters
@@ -33,3 +34,38 @@ def test_a_greedy_request_among_sampled_ones_emits_its_argmax(method: str) -> No
         said = emitted[i, :length].tolist() == best[i, :length].tolist()
         assert said or not greedy[i]
     assert (accepted.lengths[greedy] > 1).any() and not torch.equal(accepted.bonus, best[:, 0])
+
+
+@pytest.mark.parametrize("method", ["match", "auto"])
+@pytest.mark.parametrize("bounded", [True, False], ids=["all top-k", "some unfiltered"])
+def test_sampled_requests_beside_others_keep_their_distribution(method: str, bounded: bool) -> None:
+    """Thousands of each kind with the same target and q; the first token of each is counted by kind."""
+    g, bs = torch.Generator().manual_seed(1), 9000
+    kind = torch.arange(bs) % 3
+    greedy, ones = kind == 0, torch.ones(bs)
+    widest = 6 if bounded else 1 << 30
+    top_k = torch.tensor([1, 3, widest])[kind]
+    temperature = torch.tensor([1.0, 0.7, 1.3])[kind]
+    filters = Filters(temperature, top_k, ones, 0 * ones, active=True, max_top_k=widest)
+    sampling = Sampling(filters, greedy, all_greedy=False, any_greedy=True)
+    said, off = torch.randn(2, VOCAB, generator=g)
+    chain = draw_at_once(
+        (said + 0.7 * off).expand(bs, 1, VOCAB), ChainDraw(None, None if method == "match" else temperature, greedy, g)
+    )
+    layout = chain_layout(torch.zeros(bs, dtype=torch.int64), chain.tokens, [1] * bs)
+    proposal = Proposal(chain.tokens, None, chain.distribution, chain.token_probs)
+    accepted = accept(layout, said.expand(2 * bs, VOCAB).clone(), proposal, sampling, method, g)
+    first = accepted.emitted(layout)[:, 0]
+    assert (first[greedy] == said.argmax()).all()
+    assert (accepted.lengths > 1).double().mean() > 0.05
+    expected = []
+    for warmth, kept in ((0.7, 3), (1.3, widest)):
+        p = torch.softmax(said.double() / warmth, 0)
+        p[p.argsort(descending=True)[kept:]] = 0
+        expected.append(p / p.sum())
+    for i, p in enumerate(expected):
+        counts = first[kind == i + 1].bincount(minlength=VOCAB)
+        assert counts[p == 0].sum() == 0
+        assert chisquare(counts[p > 0], (p * counts.sum())[p > 0]).pvalue > 1e-4
+        other = expected[1 - i] + 1e-9
+        assert chisquare(counts, other / other.sum() * counts.sum()).pvalue < 1e-6

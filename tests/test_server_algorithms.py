@@ -17,7 +17,6 @@ import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from transformers import LlamaForCausalLM
 
 from . import long_texts, three_tokens, tiny_drafts, tiny_models
 from .draft_reference import Eagle3Reference, MTPReference
+from .questions import once
 from .sampling import Sampling
 from .trials import ASKED, AT_ONCE, DEPTHS, METHODS, TEXT, WRITTEN, Algorithm, Case, Trial, run_trial
 
@@ -117,7 +117,7 @@ def tried(tmp_path_factory: pytest.TempPathFactory) -> Tried:
     examples = choose_examples(model)
     prompts = [example.prompt for example in examples]
 
-    @cache
+    @once
     def trial(algorithm: Algorithm) -> Trial:
         return run_trial(algorithm, cases(algorithm), FIRST_THREE if algorithm is FIRST else 0, prompts, folder)
 

@@ -56,12 +56,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: recorder\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[sglang.srt.plugins]\nrecorder = recorder:load\n")
-    write_policy(folder, SCHEDULES[0])
+    (folder / "policy.yaml").write_text(policy_text(SCHEDULES[0]))
     return folder
 
 
-def write_policy(folder: Path, schedule: str) -> None:
-    (folder / "policy.yaml").write_text(f"version: 1\nname: moving\nschedule: {schedule}\n")
+def policy_text(schedule: str) -> str:
+    return f"version: 1\nname: moving\nschedule: {schedule}\n"
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_both_ranks_decide_the_same(server: Server, folder: Path) -> None:
     asked = 0
     with ThreadPoolExecutor(8) as pool:
         while records[0].read_text().count("observe") < STEPS or asked < 40 * len(SCHEDULES):
-            write_policy(folder, SCHEDULES[asked // 40 % len(SCHEDULES)])
+            server.edit_policy(folder / "policy.yaml", policy_text(SCHEDULES[asked // 40 % len(SCHEDULES)]))
             list(pool.map(ask, range(asked, asked + 40)))
             asked += 40
             assert asked <= 400, "so many requests are more steps than that"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 from bench import soak
 from dspark_sgl.server import Answer, Server
 
-from .questions import LONG_PROMPT, PROMPT, SHAPING, expect_logprobs_of_plain_decoding, shaped, together
+from .questions import LONG_PROMPT, PROMPT, SHAPING, expect_logprobs_of_plain_decoding, once, shaped, together
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(1200)]
 
@@ -54,7 +53,7 @@ def tree_answers(
     """Of a shape: six answers at a time, and how many drafts were verified for them. Whole trees are asked twice: the
     second time prompts and answers are in the radix cache, the draft's context too."""
 
-    @cache
+    @once
     def answers(shape: str) -> tuple[list[list[Answer]], int]:
         tree_server.edit_policy(policy, policy_text(shape))
         tree_server.flush()
