@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dspark_sgl.ending import unwind_when_told_to_end
+from dspark_sgl.launch import policy_from_anywhere
 from dspark_sgl.server import Answer, Server
 from dspark_sgl.target import make_target
 
@@ -66,7 +67,7 @@ def main() -> int:
     wanted = {prompt: answer.tokens for prompt, answer in zip(prompts, answers, strict=True)}
     points = []
     print("users   depth   plain steps   tokens/s   identical")
-    with Server([*model, *SPECULATE, options.policy]) as server:
+    with Server([*model, *SPECULATE, policy_from_anywhere(options.policy)]) as server:
         ask(server, prompts[:4], 4, options.tokens)  # warm
         for load in loads:
             point = measure(server, wanted, load, options.tokens)

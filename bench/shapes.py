@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from dspark_sgl.ending import unwind_when_told_to_end
+from dspark_sgl.launch import from_anywhere
 from dspark_sgl.server import Server
 from dspark_sgl.target import make_target
 
@@ -43,7 +44,7 @@ def main() -> int:
     unwind_when_told_to_end()
     prompts = [prompt.text for prompt in eval_prompts(options.prompts)]
     arguments = ["--model-path", str(make_target()), "--speculative-algorithm", options.algorithm]
-    arguments += ["--speculative-draft-model-path", options.draft] if options.draft else []
+    arguments += ["--speculative-draft-model-path", from_anywhere(options.draft)] if options.draft else []
     speeds: dict[str, list[float]] = {shape: [] for shape in SHAPES}
     with ExitStack() as stack:
         file = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "shape.yaml"

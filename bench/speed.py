@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dspark_sgl.ending import unwind_when_told_to_end
+from dspark_sgl.launch import policy_from_anywhere
 from dspark_sgl.server import Server
 from dspark_sgl.target import make_target
 
@@ -73,7 +74,7 @@ def main() -> int:
     unwind_when_told_to_end()
     prompts = [prompt.text for prompt in eval_prompts(options.prompts)]
     model = ["--model-path", str(make_target())]
-    with Server(model) as plain, Server([*model, *SPECULATE, options.policy]) as dspark:
+    with Server(model) as plain, Server([*model, *SPECULATE, policy_from_anywhere(options.policy)]) as dspark:
         for server in (plain, dspark):
             one_pass(server, prompts[:1], 32)
         passes: dict[str, list[Pass]] = {"plain": [], "dspark": []}

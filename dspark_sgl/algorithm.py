@@ -96,8 +96,7 @@ class DrafterAlgorithm(CustomSpecAlgo):
 
     def _configure(self, args: Any) -> None:
         refuse_settings(args, self.name)
-        target = _local(args.model_path, args.revision)
-        refuse_target(target, self.name)
+        refuse_target(_config_folder(args.model_path, args.revision), self.name)
         if args.speculative_num_steps is not None and args.speculative_num_steps < 1:
             raise DraftError("--speculative-num-steps must be at least 1; for plain decoding use --dspark-policy off")
         if not isinstance(current_platform, CpuPlatform):
@@ -113,7 +112,7 @@ class DrafterAlgorithm(CustomSpecAlgo):
         args.speculative_eagle_topk = 1
         block = args.speculative_num_steps
         if self.drafter_class.uses_target_hidden:
-            draft = self._draft(args, target)
+            draft = self._draft(args)
             args.speculative_draft_model_path = str(draft)
             args.speculative_draft_model_revision = None
             if self.drafter_class.recurrent:
@@ -132,8 +131,9 @@ class DrafterAlgorithm(CustomSpecAlgo):
             args.speculative_num_draft_tokens = max(args.speculative_num_draft_tokens or DEFAULT_NODES + 1, block + 1)
         args.speculative_num_steps = block
 
-    def _draft(self, args: Any, target: Path) -> Path:
+    def _draft(self, args: Any) -> Path:
         """The draft checkpoint: the one named, or the one shipped or cached for this target."""
+        target = _local(args.model_path, args.revision)
         named = args.speculative_draft_model_path
         path = find_draft(target, self.name) if named is None else _local(named, args.speculative_draft_model_revision)
         if path is None:
@@ -153,6 +153,19 @@ def _use_flashinfer(args: Any, algorithm: str) -> None:
         logger.info("%s: attention runs on FlashInfer, which takes the masks of its trees", algorithm)
     args.attention_backend = "flashinfer"
     args.prefill_attention_backend = args.decode_attention_backend = None
+
+
+def _config_folder(name: str, revision: str | None) -> Path:
+    """Where the target's config.json is; where it cannot be had, SGLang says so."""
+    path = Path(name)
+    if path.exists() or name.count("/") != 1:
+        return path
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(name, "config.json", revision=revision)).parent
+    except Exception:  # as below
+        return path
 
 
 def _local(name: str, revision: str | None) -> Path:

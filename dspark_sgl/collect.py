@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from .launch import check_choice, demo_target, ended, from_anywhere
+from .launch import check_choice, demo_target, ended, from_anywhere, policy_from_anywhere
 from .policies.errors import PolicyError
 from .prompts import Prompt
 from .recorder import RecordedRound, read_record
@@ -44,7 +44,7 @@ class Collector:
         self._record = (record_file() or self._folder / "rounds.jsonl").absolute()
         (self._folder / "full-block.yaml").write_text(FULL_BLOCK)
         arguments = ["--model-path", from_anywhere(model), "--speculative-algorithm", options.algorithm.upper()]
-        arguments += ["--dspark-policy", from_anywhere(policy or str(self._folder / "full-block.yaml"))]
+        arguments += ["--dspark-policy", policy_from_anywhere(policy or str(self._folder / "full-block.yaml"))]
         if options.draft:
             arguments += ["--speculative-draft-model-path", from_anywhere(options.draft)]
         self._tokens = options.max_new_tokens
@@ -58,7 +58,7 @@ class Collector:
         except BaseException as error:
             shutil.rmtree(self._folder, ignore_errors=True)
             if isinstance(error, ServerError):
-                raise ended(self._server) from None
+                raise ended(self._server, error) from None
             raise
         return self
 

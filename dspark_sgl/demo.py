@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .ending import unwind_when_told_to_end
-from .launch import from_anywhere
+from .launch import policy_from_anywhere
 from .policies.errors import PolicyError
 from .policies.shipped import find_policy, policy_file
 from .server import Server, ServerError
@@ -67,7 +67,7 @@ def main() -> int:
 
 def speculating() -> list[str]:
     """Server arguments, with the policy that the environment names."""
-    return ["--speculative-algorithm", "DSPARK_SGL", "--dspark-policy", from_anywhere(policy_name())]
+    return ["--speculative-algorithm", "DSPARK_SGL", "--dspark-policy", policy_from_anywhere(policy_name())]
 
 
 def compare(model: list[str]) -> int:

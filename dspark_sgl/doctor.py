@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from . import compat
-from .drafts import CHECKPOINTS, DraftError, check_draft, find_draft, known_drafts, read_draft_config
+from .drafts import CHECKPOINTS, DraftConfig, DraftError, check_draft, find_draft, known_drafts, read_any_draft
 from .launch import check_algorithm, is_here
 from .policies.errors import PolicyError
 from .policies.shipped import find_policy
 from .settings import policy_name
 from .source_index import find
+from .unserved import refuse_target
 
 HELP = "check this machine: what serving needs, what is missing, how to fix it"
 
@@ -179,6 +180,7 @@ def _draft(model: str | None, draft: str | None, algorithm: str) -> Finding:
                 return Finding("draft", "unknown", f"{checkpoint} is not here; checked when a server has downloaded it")
         if model is None:
             return _draft_alone(draft)
+        refuse_target(Path(model), algorithm)
         folder = Path(draft) if draft else find_draft(model, algorithm)
         if folder is not None:
             check_draft(folder, model, algorithm)
@@ -194,8 +196,9 @@ def _draft(model: str | None, draft: str | None, algorithm: str) -> Finding:
 
 def _draft_alone(draft: str | None) -> Finding:
     if draft is not None:
-        config = read_draft_config(draft)
-        return Finding("draft", "ok", f"{draft}: {config.algorithm}, block of {config.gamma}; no target to check")
+        config = read_any_draft(Path(draft))
+        block = f", block of {config.gamma}" if isinstance(config, DraftConfig) else ""
+        return Finding("draft", "ok", f"{draft}: {config.algorithm}{block}; no target to check")
     names = ", ".join(folder.name for folder in known_drafts())
     return Finding("draft", "ok", f"shipped or cached: {names or 'none'}; --model-path says which one fits")
 

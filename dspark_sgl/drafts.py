@@ -45,7 +45,7 @@ def find_draft(target_config: Target, algorithm: str) -> Path | None:
     wanted = algorithm.lower().removesuffix("_sgl")
     for folder in known_drafts():
         try:
-            config = _read(folder)
+            config = read_any_draft(folder)
         except DraftError:
             continue  # a half-copied folder in the cache is no reason not to start
         if config.algorithm == wanted and target.mismatch(config) is None:
@@ -84,7 +84,8 @@ def _check_block_draft(folder: Path, target_config: Target) -> None:
     check_hot_vocab(folder, config.vocab_size)
 
 
-def _read(folder: Path) -> DraftConfig | RecurrentConfig:
+def read_any_draft(folder: Path) -> DraftConfig | RecurrentConfig:
+    """The config of a draft, whatever its algorithm."""
     recurrent = algorithm_of(read_json(folder / "config.json")) in RECURRENT
     return read_recurrent_config(folder) if recurrent else read_draft_config(folder)
 

@@ -17,12 +17,12 @@ from dspark_sgl.policies.batch import Batch, Bools, Floats, Ints
 from dspark_sgl.policies.calibration import Calibration
 from dspark_sgl.policies.cost import CostModel
 from dspark_sgl.policies.forest import Forest
-from dspark_sgl.policies.history import Chains, news
+from dspark_sgl.policies.history import Chains, probe_weight
 from dspark_sgl.policies.reliability import Tally
 from dspark_sgl.policies.shape import ShapeChooser
 
 from .bad_drafts import BadDrafts
-from .clock import PLAIN, ROUND
+from .clock import ROUND
 from .load import LoadMeter, Step
 from .metrics import Metrics
 from .minute import Minute
@@ -107,7 +107,7 @@ class Governor:
         ride.probe = ride.scheduler.started()
 
     def select(self, ride: Ride, forest: Forest, confidence: Floats | None, unsound: Bools | None = None) -> Bools:
-        """bool `[n, N]`: which drafts to verify; of a settled plan, which of those that are may count.
+        """bool `[n, N]`: which drafts to verify; of a settled plan, which is being verified, those to learn from.
 
         confidence: `[n, N]`, or None from a drafter without; unsound: bool `[n, N]`, drafts that must not
         """
@@ -129,24 +129,22 @@ class Governor:
             kept &= forest.closed(~unsound)
             self._bad.unsound += int(unsound.sum())
         self._sound = self._bad.total == bad
-        ride.past.observe(forest, survival, np.array(ride.plan.depths), ride.probe)
+        live = np.ones(len(kept), dtype=bool) if ride.live is None else ride.live
+        ride.past.observe(forest, survival[live], np.array(ride.plan.depths)[live], ride.probe)
         ride.survival, ride.verified, ride.offered = survival, kept, kept.sum(1).tolist()
-        ride.rows = len(kept) + sum(ride.offered)
         return kept
 
-    def learn(self, ride: Ride, path: Ints, live: Bools) -> None:
-        """What a round accepted. path: int64 `[n, P]`, rows as in `Forest.on_path`
-
-        live: bool `[n]`, the requests whose tokens count; others had ended when the round began, unknown to the host
-        """
-        assert ride.forest is not None and ride.verified is not None
+    def learn(self, ride: Ride, path: Ints) -> None:
+        """What a round accepted. path: int64 `[n, P]`, rows as in `Forest.on_path`"""
+        assert ride.forest is not None and ride.verified is not None and ride.live is not None
+        live = ride.live
         ride.verified = ride.verified & live[:, None]
         ride.offered, ride.lengths = ride.verified.sum(1).tolist(), ((path >= 0).sum(1) * live).tolist()
         survived = ride.forest.on_path(ride.verified, path)
         self._survival.add(ride.predicted, survived[ride.verified])
         tested = ride.forest.tested(ride.verified, survived)
         learning = ride.confidence if self._current.policy.calibration.online else None
-        weight = news(len(ride.plan.depths)) if ride.probe else 1
+        weight = probe_weight(len(ride.plan.depths)) if ride.probe else 1
         ride.past.calibration.observe(learning, ride.forest.depth, tested, survived, weight)
         speaking = sum(1 for k in ride.offered if k)
         if speaking:
@@ -162,8 +160,9 @@ class Governor:
         self.load.record(step, seconds)
         cost, policy = self._current.cost, self._current.policy
         if step.kind == ROUND and cost.ready:
-            self._shape_paid(ride, seconds)
-        expected = self._expected_seconds(step, kind) if cost.ready else None
+            self._shape_paid(ride, step, seconds)
+        known = kind, step.requests, step.rows, step.context
+        expected = cost.step_seconds(*known, step.depth) if cost.ready else None
         if self._metrics is not None:
             publish_seconds(self._metrics, step.kind, seconds, expected)
         self._minute.add(step, seconds, expected)
@@ -171,26 +170,20 @@ class Governor:
             logger.info("dspark: policy %s: %s", policy.name, self._minute.line)
             self._minute = Minute()
         if policy.cost.refine == "online":
-            cost.observe(kind, step.requests, step.rows, step.context, seconds, step.depth)
+            cost.observe(*known, seconds, step.depth)
 
     def publish(self, ride: Ride, phases: Mapping[str, float]) -> None:
         """Put a step that has been learned from on `/metrics`. phases: host seconds since the server started"""
         if self._metrics is not None:
             publish_step(self._metrics, ride, self._bad, phases)
 
-    def _shape_paid(self, ride: Ride, seconds: float) -> None:
-        step = ride.step
+    def _shape_paid(self, ride: Ride, step: Step, seconds: float) -> None:
+        """A round for the contest of trees and chains, in which requests that had ended do not count."""
+        if not ride.counted:
+            return
         plain = self._current.cost.plain_seconds(step.requests, step.context)
-        promised = 1 + float(ride.predicted.sum()) / step.requests
-        tree = ride.plan.tree is not None
-        self._shape.paid(tree, step.requests, promised, step.emitted / step.requests, seconds / plain)
-
-    def _expected_seconds(self, step: Step, kind: str) -> float:
-        if kind == PLAIN:
-            return self._current.cost.plain_seconds(step.requests, step.context)
-        return float(
-            self._current.cost.round_seconds(step.requests, np.array([step.rows]), step.context, step.depth, kind)[0]
-        )
+        promised, tree = ride.counted + float(ride.predicted.sum()), ride.plan.tree is not None
+        self._shape.paid(tree, step.requests, promised / step.requests, step.emitted / step.requests, seconds / plain)
 
     def report(self) -> dict[str, Any]:
         """What `/server_info` shows of the policy: which, its rule, and the last decision."""

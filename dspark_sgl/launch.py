@@ -16,7 +16,8 @@ from typing import Any
 from .draft_config import DraftError
 from .drafts import check_draft
 from .policies.errors import PolicyError
-from .server import Server
+from .server import NotReady, Server, ServerError
+from .unserved import refuse_target
 
 STDOUT = Path("-")
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+|\w+://\S+")
@@ -85,13 +86,20 @@ def check_choice(algorithm: str, model: str, draft: str | None) -> None:
     """What would otherwise be found out a minute later."""
     check_algorithm(algorithm)
     here = is_here("--model", model)
+    if here:
+        refuse_target(Path(model), algorithm)
     if draft and is_here("--draft", draft) and here:
         check_draft(draft, model, algorithm)
 
 
 def from_anywhere(name: str) -> str:
-    """The server runs in another folder: what is a path here is made one that holds there."""
+    """The server runs in another folder: a checkpoint that is a path here is made one that holds there."""
     return str(Path(name).absolute()) if Path(name).exists() else name
+
+
+def policy_from_anywhere(name: str) -> str:
+    """The same for a policy, whose name may also be that of a folder here."""
+    return str(Path(name).absolute()) if Path(name).is_file() else name
 
 
 def demo_target() -> str:
@@ -104,8 +112,10 @@ def demo_target() -> str:
         raise DraftError(f"--model: {error}") from None
 
 
-def ended(server: Server) -> PolicyError:
-    """What to raise when a server has ended by itself."""
+def ended(server: Server, error: ServerError | None = None) -> PolicyError:
+    """What to raise when a server has ended by itself, or did not start for this reason."""
+    if isinstance(error, NotReady):
+        return PolicyError("server", 0, 0, f"{str(error).splitlines()[0]} its log: {server.log_file}")
     return PolicyError("server", 0, 0, f"it ended: {_reason(server.log)}; its log: {server.log_file}")
 
 

@@ -106,7 +106,7 @@ def _algorithms_of_sglang() -> list[str]:
     enum = find("sglang.srt.speculative.spec_info.SpeculativeAlgorithm")
     assigned = [s for s in enum.body if isinstance(s, ast.Assign)] if isinstance(enum, ast.ClassDef) else []
     names = {name.id for s in assigned for name in s.targets if isinstance(name, ast.Name)}
-    return sorted(names - {"NONE"})
+    return sorted((names - {"NONE"}) | {"NEXTN"})  # another name of EAGLE, which SGLang takes as well
 
 
 def check_machine(arms: Sequence[Arm]) -> None:
@@ -146,9 +146,9 @@ class ArmServers:
         try:
             for server in self._servers.values():
                 self._stack.enter_context(server)
-        except ServerError:
+        except ServerError as error:
             self._stack.close()
-            raise ended(server) from None
+            raise ended(server, error) from None
         except BaseException:
             self._stack.close()
             raise

@@ -94,7 +94,9 @@ class Ride:
     verified: Bools | None = None
     survival: Floats | None = None
     rows: int = 0
-    """Of the target's forward. What is counted below is less, where requests had ended before the round began."""
+    """Rows that the target's forward computed, of a round."""
+    live: Bools | None = None
+    """bool `[n]`, once learned from: requests that had not ended before the step began. Only they are counted below."""
     offered: list[int] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
 
@@ -110,6 +112,11 @@ class Ride:
         return {"rule": self.active.rule, "requests": len(self.requests), "drafted": drafted, "verified": verified}
 
     @property
+    def counted(self) -> int:
+        """Requests whose tokens count."""
+        return len(self.requests) if self.live is None else int(self.live.sum())
+
+    @property
     def step(self) -> Step:
         n = len(self.plan.depths)
         spoke = [length for length, offered in zip(self.lengths, self.offered, strict=True) if offered]
@@ -120,7 +127,7 @@ class Ride:
             context=self.batch.context,
             offered=sum(self.offered),
             speculating=len(spoke),
-            emitted=sum(self.lengths) if self.offered else n,
+            emitted=sum(self.lengths) if self.offered else self.counted,
             gained=sum(spoke),
             depth=max(self.plan.depths),
         )

@@ -1,4 +1,4 @@
-"""The policy that holds now: its rules, its schedulers, the prices it goes by. Replaced as a whole, between two steps.
+"""Holds the policy in force, its rules, its schedulers and the prices it goes by; a saved one replaces it whole.
 
 The log says what of a policy this server cannot do. Never plans a step.
 """

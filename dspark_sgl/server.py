@@ -34,6 +34,10 @@ class ServerError(RuntimeError):
     """The server did not start or answered an error; the message carries its last lines."""
 
 
+class NotReady(ServerError):
+    """It had not ended either."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """One generation. text: what it wrote; tokens: output ids; meta: SGLang's `meta_info`"""
@@ -212,7 +216,7 @@ class Server:
                 urllib.request.urlopen(self.url + "/health_generate", timeout=30).close()
                 return
             time.sleep(0.5)
-        raise ServerError(f"the server was not ready after {START_TIMEOUT_S} s:\n{self._tail()}")
+        raise NotReady(f"the server was not ready after {START_TIMEOUT_S} s:\n{self._tail()}")
 
     def _tail(self) -> str:
         return "\n".join([*self.log.splitlines()[-25:], f"(all of it: {self.log_file})"])

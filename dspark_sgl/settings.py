@@ -16,9 +16,8 @@ RECORD_VARIABLE = "DSPARK_RECORD"
 
 def policy_name() -> str:
     """The policy in force: a shipped name or a path."""
-    return (
-        os.environ.get(POLICY_VARIABLE) or DEFAULT_POLICY
-    )  # an empty one is what a compose file makes of an unset one
+    # A compose file makes an empty one of an unset one.
+    return os.environ.get(POLICY_VARIABLE) or DEFAULT_POLICY
 
 
 def record_file() -> Path | None:

@@ -32,6 +32,7 @@ class _Step:
     """A decode step from plan to learning.
 
     plain: nobody can speculate, whatever the policy says
+    lens: tokens in each request's KV when it began
     ride: the governor's record of it; on rank 0 only
     layout, seen, path: filled in when a round has been enqueued; a plain step has none
     span: the device's ends of the step before and of this one; where the scheduler overlaps
@@ -41,6 +42,7 @@ class _Step:
     plain: bool
     plan: Plan
     ride: Ride | None
+    lens: Sequence[int] = ()
     layout: TreeLayout | None = None
     seen: Seen | None = None
     path: Fetched | None = None
@@ -77,6 +79,7 @@ class Steps:
         step, self._next = self._next, None
         if step is None or step.requests != batch.reqs or step.plain != plain:
             step = self._planned(list(batch.reqs), batch.seq_lens_cpu.tolist(), plain)
+        step.lens = batch.seq_lens_cpu.tolist()
         step.plan = Plan.from_wire(agree(torch.tensor(step.plan.wire)).tolist())
         self._open = step
         if self.governor is not None and step.ride is not None:
@@ -100,6 +103,8 @@ class Steps:
     def asked(self, layout: TreeLayout, seen: Seen, path: Fetched) -> None:
         """A round has been enqueued; its path arrives later. path: as in `Acceptance`"""
         assert self._open is not None
+        if self._open.ride is not None:
+            self._open.ride.rows = sum(layout.widths)
         self._open.layout, self._open.seen, self._open.path = layout, seen, path
 
     def end(self, kind: str, batch: Any) -> None:
@@ -111,7 +116,7 @@ class Steps:
             if self._open is not None:
                 self._open.span = began, self._ended
             self._learn(self._before)
-            if self._before is not None and self._before.span is not None:
+            if self.governor is not None and self._before is not None and self._before.span is not None:
                 # By the host's clock a step ends where the next is scheduled: at once after a plain one, which has
                 # published its lengths before it ran, and after acceptance otherwise. The device's clock is fair.
                 start, end = self._before.span
@@ -131,10 +136,11 @@ class Steps:
         """What a step brought, for clock, requests and policy."""
         if step is None:
             return
+        live = np.array([not (self._ahead and _was_over(*r)) for r in zip(step.requests, step.lens, strict=True)])
+        if step.ride is not None:
+            step.ride.live = live
         if step.layout is not None and step.seen is not None and step.path is not None:
             path, widths = step.path.get(), step.layout.widths
-            # Where the scheduler overlaps, a request that ended with the step before is in this one too, for nobody.
-            live = np.array([not (self._ahead and request.finished()) for request in step.requests])
             spoke, lengths = [i for i, width in enumerate(widths) if width > 1 and live[i]], path_lengths(path)
             self.clock.count(sum(widths[i] - 1 for i in spoke), [lengths[i] for i in spoke])
             for i in spoke:
@@ -142,6 +148,14 @@ class Steps:
             if self.governor is not None and step.ride is not None:
                 if step.plan.settled:
                     self.governor.select(step.ride, *step.seen.drafts)
-                self.governor.learn(step.ride, path.numpy(), live)
+                self.governor.learn(step.ride, path.numpy())
         if self.governor is not None and step.ride is not None:
             self.governor.publish(step.ride, self.clock.seconds)
+
+
+def _was_over(request: Any, length: int) -> bool:
+    """Whether a request had ended, or lost its KV, before a step that it was part of: where the scheduler overlaps, it
+    reads an end when the next step is on its way. length: tokens in its KV when the step began, without the anchor
+    """
+    written = len(request.origin_input_ids) + len(request.output_ids)
+    return bool(request.is_retracted or (request.finished() and length + 1 >= written))

@@ -13,8 +13,14 @@ from .draft_config import DraftError, read_json
 
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 _RECURRENT = (
-    *("mamba", "ssm_", "linear_num_", "linear_attn", "conv_L_cache"),
-    *("hybrid_override_pattern", "layers_block_type", "lightning"),
+    "conv_L_cache",
+    "hybrid_override_pattern",
+    "layers_block_type",
+    "lightning",
+    "linear_attn",
+    "linear_num_",
+    "mamba",
+    "ssm_",
 )
 """How fields begin that only a model with recurrent layers has: Mamba, linear attention, short convolutions."""
 

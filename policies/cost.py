@@ -141,6 +141,12 @@ class CostModel:
         size = rows.astype(np.float64)
         return (draft + self._curves["verify"].at(size, context)) * self._factor(kind, size)
 
+    def step_seconds(self, kind: str, requests: int, rows: int, context: int, depth: int | None) -> float:
+        """A step of any kind, as in `observe`."""
+        if kind == "plain":
+            return self.plain_seconds(requests, context)
+        return float(self.round_seconds(requests, np.array([rows]), context, depth, kind)[0])
+
     def _factor(self, kind: str, size: Floats) -> Floats:
         whole: Floats = np.exp(self._pace + self._factors[kind].at(size))
         return whole
@@ -152,10 +158,7 @@ class CostModel:
         if not self.ready:
             self._gather(kind, requests, rows, context, seconds)
             return
-        if kind == "plain":
-            size, expected = requests, self.plain_seconds(requests, context)
-        else:
-            size, expected = rows, float(self.round_seconds(requests, np.array([rows]), context, depth, kind)[0])
+        size, expected = rows, self.step_seconds(kind, requests, rows, context, depth)
         surprise = math.log(max(seconds / expected, 1e-9))
         changed = self._latest not in (None, kind)
         self._latest, self._run = kind, 1 if changed else self._run + 1

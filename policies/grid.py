@@ -18,7 +18,7 @@ from .shape import most_nodes
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 CONTEXTS = (1000, 8000, 64000)
 SETTLING = 16
-"""Rounds in which `shape: auto` comes to follow what the schedule buys; the next one may be a plain step on trial."""
+"""Rounds in which `shape: auto` comes to follow what the schedule buys."""
 
 
 @dataclass(frozen=True)

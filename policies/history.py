@@ -13,8 +13,8 @@ PROBE = 8
 """Chains that a probe counts for at least: of one request it is all that was seen of the latest hundred steps."""
 
 
-def news(requests: int) -> int:
-    """How often each request of a probe counts."""
+def probe_weight(requests: int) -> int:
+    """How many times each request of a probe is entered."""
     return max(1, PROBE // max(1, requests))
 
 
@@ -46,7 +46,7 @@ class Chains:
         # Of a large batch some, evenly: all of it would be one round.
         some = spoke[:: max(1, 4 * len(spoke) // LATEST)]
         if probe:
-            some = some.repeat(news(len(some)), axis=0)
+            some = some.repeat(probe_weight(len(some)), axis=0)
         self._latest = np.concatenate([self._latest, some])[-LATEST:]
 
     def expected(self, requests: int) -> Floats:
@@ -70,7 +70,7 @@ class BestNodes:
         """`[n, N]`, calibrated, 0 where there is no node; probe: as above"""
         latest = np.zeros(MAX_NODES)
         latest[: survival.shape[1]] = -np.sort(-survival, axis=1).mean(0)
-        kept = (1 - FOLLOW) ** (news(len(survival)) if probe else 1)
+        kept = (1 - FOLLOW) ** (probe_weight(len(survival)) if probe else 1)
         self._mean += (1 - kept if self.known else 1.0) * (latest - self._mean)
         self.known = True
 

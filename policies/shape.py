@@ -2,7 +2,7 @@
 
     chain   one token after another
     tree    at most `max_nodes` of the likeliest continuations, at most `branch` after each token
-    auto    a tree of up to twice as many drafts as rounds lately verified of a request; a chain where that is no more
+    auto    a tree of about twice as many drafts as rounds lately verified of a request; a chain where that is no more
             than a block
 
 A tree costs the drafter more than a chain, and costs it whether or not its drafts are verified. So its size follows

@@ -18,6 +18,7 @@ HASTE = 4
 CHANGE = 0.5
 """What the first step of another kind takes more, in steps: between nothing and a whole one."""
 MOST_LOST = 2.0
+"""However far behind the other kind is, its trials come as if it lost no more than this."""
 NEAR, BETTER = 0.1, 0.02
 """Probes follow one another at once while the best round is within this share of a plain step and has come nearer by
 that one: half of all probes come nearer by chance, and a larger batch by rounding."""

@@ -91,7 +91,9 @@ class ValueScheduler:
         plain = float(self._score(batch.weight.sum() / seconds, 1 / seconds)[0])
         best, probe, deep, budget = -np.inf, -np.inf, 0, 0
         depths = self._depths(batch, float(seconds[0]), depth)
-        for limit, line in zip(depths, self._lines(batch, expected, depth, batch.min_depth, depths), strict=True):
+        # A tree's nodes are all given depth 1 before it is drafted: none of them would be deep enough.
+        least = batch.min_depth if depth is None else np.minimum(batch.min_depth, 1)
+        for limit, line in zip(depths, self._lines(batch, expected, depth, least, depths), strict=True):
             if line.score.max() > best:
                 best, deep, budget = float(line.score.max()), limit, self._budget(line)
                 probe = float(line.score[min(max(budget, batch.size), len(line.order))])

@@ -15,7 +15,7 @@ from dspark_sgl.policies.batch import Batch
 from dspark_sgl.policies.calibration import Calibration
 from dspark_sgl.policies.cost import CostModel, CostPoint
 from dspark_sgl.policies.forest import Forest
-from dspark_sgl.policies.history import Chains, news
+from dspark_sgl.policies.history import Chains, probe_weight
 from dspark_sgl.policies.language import ThroughputSchedule
 from dspark_sgl.policies.scheduler import make_scheduler
 
@@ -114,6 +114,6 @@ class ClosedLoop:
         kept = np.ones((n, deep), dtype=bool) if settled else self._scheduler.select(batch, survival)
         survived = (self._dice.random((n, deep)) < confidence).cumprod(1).astype(bool) & kept
         self._chains.observe(survival, depths, self._calibration.follow(BLOCK), probe)
-        weight = news(n) if probe else 1
+        weight = probe_weight(n) if probe else 1
         self._calibration.observe(confidence, chains.depth, chains.tested(kept, survived), survived, weight)
         return int(survived.sum()), int(kept.sum())

@@ -46,7 +46,8 @@ def test_a_confidence_of_zero_is_the_end_of_a_chain(tmp_path: Path, schedule: st
     before = calibration.expected(1, BLOCK)[0, 0]
     accepted = np.array([plan.depths[0], 1, 0, 1])
     rows = np.arange(deepest + 1)
-    governor.learn(ride, np.where(rows <= accepted[:, None], rows, -1), np.ones(len(accepted), bool))
+    ride.live = np.ones(len(accepted), bool)
+    governor.learn(ride, np.where(rows <= accepted[:, None], rows, -1))
     assert calibration.expected(1, BLOCK)[0, 0] > before, "a draft that was not there has not been rejected"
 
 
@@ -62,7 +63,8 @@ def test_a_draft_that_returns_nan_is_looked_at_before_it_is_verified(tmp_path: P
         settled.append(ride.plan.settled)
         verified = governor.select(ride, Forest.chains(2, 3), np.full((2, 3), said))
         assert verified.all() or not ride.plan.settled
-        governor.learn(ride, np.zeros((2, 1), dtype=np.int64), np.ones(2, bool))
+        ride.live = np.ones(2, bool)
+        governor.learn(ride, np.zeros((2, 1), dtype=np.int64))
     assert settled == [True, True, False, False, True]
 
 
@@ -74,13 +76,12 @@ def test_rounds_of_requests_that_had_ended_cost_time_and_count_for_nothing(tmp_p
     governor = Governor(watch, BLOCK, 0, True, CostModel.from_points([]), calibration, load, None, None)
     watch.close()
     before = calibration.expected(1, BLOCK).tolist()
-    ride = governor.plan(requests(2))
-    governor.select(ride, Forest.chains(2, 3), np.full((2, 3), 0.9))
-    path = np.array([[0, 1, 2, 3], [0, -1, -1, -1]])
-    governor.learn(ride, path, np.zeros(2, bool))
-    assert calibration.expected(1, BLOCK).tolist() == before
-    assert (ride.step.rows, ride.step.offered, ride.step.emitted, len(ride.predicted)) == (8, 0, 0, 0)
-    assert ride.step.kind == "round"
-    governor.select(ride, Forest.chains(2, 3), np.full((2, 3), 0.9))
-    governor.learn(ride, path, np.array([True, False]))
-    assert (ride.step.rows, ride.step.offered, ride.step.emitted, len(ride.predicted)) == (8, 3, 4, 3)
+    for live, offered, emitted in (([False, False], 0, 0), ([True, False], 3, 4)):
+        ride = governor.plan(requests(2))
+        ride.rows, ride.live = 8, np.array(live)
+        assert ride.step.emitted == sum(live), "of a plain step"
+        governor.select(ride, Forest.chains(2, 3), np.full((2, 3), 0.9))
+        governor.learn(ride, np.array([[0, 1, 2, 3], [0, -1, -1, -1]]))
+        assert (ride.step.kind, ride.step.rows, ride.step.requests) == ("round", 8, 2)
+        assert (ride.step.offered, ride.step.emitted, len(ride.predicted)) == (offered, emitted, offered)
+        assert (calibration.expected(1, BLOCK).tolist() == before) == (not any(live))

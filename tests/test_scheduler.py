@@ -13,7 +13,7 @@ from dspark_sgl.policies.batch import Batch, Scheduler
 from dspark_sgl.policies.calibration import Calibration
 from dspark_sgl.policies.cost import CostModel, CostPoint
 from dspark_sgl.policies.forest import Forest
-from dspark_sgl.policies.history import news
+from dspark_sgl.policies.history import probe_weight
 from dspark_sgl.policies.language import (
     FixedSchedule,
     Schedule,
@@ -304,7 +304,7 @@ def test_a_drafter_without_confidence_comes_back_when_its_drafts_get_good(reques
                 chains = Forest.chains(requests, 4)
                 survived = chains.depth <= np.minimum(accepted, offered)[:, None]
                 tested = chains.tested(chains.depth <= offered[:, None], survived)
-                calibration.observe(None, chains.depth, tested, survived, news(requests) if probe else 1)
+                calibration.observe(None, chains.depth, tested, survived, probe_weight(requests) if probe else 1)
         return rounds
 
     assert drafted(0.0, 6000)[1000:].mean() < 0.03
@@ -409,3 +409,23 @@ def test_who_says_that_all_is_taken_takes_all(situation: tuple[Batch, np.ndarray
 def test_drafts_that_cost_next_to_nothing_are_not_looked_at_first(rows: list[float], all_taken: bool) -> None:
     scheduler = make_scheduler(ThroughputSchedule(), cost_of(rows, draft=0.1), 0.0, "early_stop")
     assert scheduler.takes_all(batch_of([0], [3], [1.0])) == all_taken
+
+
+def test_a_least_depth_does_not_buy_a_whole_tree() -> None:
+    """Before drafting nobody knows how deep a tree's nodes will be, so none of them may count as too shallow."""
+    n, nodes = 4, 16
+    survival = np.tile(0.9 ** np.arange(1, nodes + 1), (n, 1))
+    cost = CostModel.from_points(
+        [CostPoint("plain", k, k, 0, 0.02) for k in (1, 8)]
+        + [CostPoint("draft", k, k * d, 0, 0.001) for k in (1, 8) for d in (1, 4)]
+        + [CostPoint("verify", k, rows, 0, 0.02 + 0.004 * rows) for k, rows in ((1, 1), (1, 16), (8, 128))]
+    )
+    verified = []
+    for least in (0, 2):
+        batch = Batch(np.full(n, least), np.full(n, 4), np.ones(n), 0, {})
+        scheduler = make_scheduler(SloSchedule(1.0), cost, 0.02, "early_stop")
+        scheduler.draft_depths(batch, survival, np.ones((n, nodes), dtype=np.int64))
+        scheduler.started()
+        depth = np.tile(np.repeat([1, 2, 3, 4], 4), (n, 1))
+        verified.append(int(scheduler.select(batch, survival, depth).sum()))
+    assert verified[1] <= verified[0] + 2 * n
