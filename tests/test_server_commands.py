@@ -88,7 +88,7 @@ def test_both_commands_end_to_end(
     """One server: its rounds are counted by `bench accept`, recorded, and fitted by `calibrate`."""
     record, out, sts = tmp_path / "rounds.jsonl", tmp_path / "accept.json", tmp_path / "sts.json"
     monkeypatch.setenv(RECORD_VARIABLE, str(record))
-    run = ["--model", str(target), "--prompts", str(PROMPTS), "--limit", "3", "--max-new-tokens", "40"]
+    run = ["--model", str(target), "--prompts", str(PROMPTS), "--limit", "3", "--max-new-tokens", "96"]
     assert (
         main(["bench", "accept", *run, "--temperature", "0", "--temperature", "1", "--json", str(out), "--", *SHARED])
         == 0
