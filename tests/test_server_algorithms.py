@@ -28,7 +28,7 @@ from . import long_texts, three_tokens, tiny_drafts, tiny_models
 from .draft_reference import Eagle3Reference, MTPReference
 from .questions import once
 from .sampling import Sampling
-from .trials import ASKED, AT_ONCE, DEPTHS, METHODS, TEXT, WRITTEN, Algorithm, Case, Trial, run_trial
+from .trials import ASKED, AT_ONCE, DEPTHS, METHODS, POOL, TEXT, WRITTEN, Algorithm, Case, Trial, run_trial
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(1800)]
 
@@ -44,7 +44,7 @@ ALGORITHMS = (
     Algorithm("EAGLE3_SGL", ("rejection", "tree"), tiny_drafts.write_eagle3, Eagle3Reference, page=4, retracts=True),
     Algorithm("MTP_SGL", ("rejection",), tiny_drafts.write_mtp, MTPReference),
     Algorithm("NGRAM_SGL", ("match",)),
-    Algorithm("BRANCH_SGL", ("match",)),  # another package's, chains and trees
+    Algorithm("BRANCH_SGL", ("match",), pool=1100),  # another package's, chains and trees
 )
 FIRST = ALGORITHMS[0]
 
@@ -135,10 +135,15 @@ def test_greedy_tokens_are_the_targets(
     found = tried.trial(algorithm).greedy[method, depth]
     for texts in found.texts:
         assert texts == [example.wanted for example in tried.examples]
-    assert min(found.cached) >= 64
+    assert min(found.cached) >= 64 or algorithm.pool < POOL
     print(f"\n{algorithm.name}, {method}, depth {depth}: {found.drafts}, {found.retracted} retracted")
     assert found.drafts.verified > found.drafts.accepted > 10
-    assert (found.retracted > 5) == algorithm.retracts
+    assert found.retracted > 5 or not algorithm.retracts
+
+
+def test_requests_that_do_not_fit_come_back(tried: Tried) -> None:
+    """The tests of what they then wrote are the others."""
+    assert {a.name for a in ALGORITHMS if tried.trial(a).full} == {"BRANCH_SGL"}
 
 
 @pytest.mark.parametrize("algorithm", [a for a in ALGORITHMS if a.write is None], ids=lambda a: a.name)
@@ -167,7 +172,7 @@ def test_long_texts_are_the_targets(algorithm: Algorithm, case: Case, tried: Tri
     assert long_texts.p_value(case.sampling.probabilities(logits), texts) > 1e-4
     assert long_texts.p_value(case.sampling.off(case.off).probabilities(logits), texts) < 1e-6
     assert found.drafts.verified > found.drafts.accepted > texts.numel() / 500
-    assert (found.retracted > 5) == algorithm.retracts
+    assert found.retracted > 5 or not algorithm.retracts
 
 
 @pytest.mark.parametrize("algorithm", [a for a in ALGORITHMS if a.reference is not None], ids=lambda a: a.name)

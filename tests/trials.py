@@ -22,7 +22,7 @@ from .sampling import Sampling
 from .three_tokens import Text
 from .tiny_server import tiny_server
 
-AT_ONCE = 250
+AT_ONCE, POOL = 250, 40960
 DEPTHS, WRITTEN = (1, 3, tiny_models.GAMMA), 64
 TEXT = 90
 """Tokens of a long text: thirty times three."""
@@ -49,7 +49,8 @@ RETRACT = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "7"}
 class Algorithm:
     """methods: how its drafts are accepted; greedily, the first of them is tried, and trees
     write: makes its draft checkpoint in a folder; reference: recomputes what that drafts
-    page: KV slots of a page; retracts: requests are retracted all the while
+    page: KV slots of a page; retracts: requests are retracted all the while, whatever room there is
+    pool: KV slots; fewer than its requests come to need, where it is small: SGLang then gives up some in earnest
     """
 
     name: str
@@ -58,6 +59,7 @@ class Algorithm:
     reference: type[DraftReference] | None = None
     page: int = 1
     retracts: bool = False
+    pool: int = POOL
 
     @property
     def greedy(self) -> list[str]:
@@ -121,12 +123,15 @@ class Answered:
 
 @dataclass(frozen=True)
 class Trial:
-    """greedy: by method and depth; first_three: of 50,000 texts, how often; rounds: of requests never retracted"""
+    """greedy: by method and depth; first_three: of 50,000 texts, how often; rounds: of requests never retracted
+    full: how often the KV pool was full
+    """
 
     greedy: dict[tuple[str, int], Greedy]
     sampled: dict[Case, Sampled]
     first_three: Counter[Text]
     rounds: list[Answered]
+    full: int
 
 
 def run_trial(
@@ -137,7 +142,9 @@ def run_trial(
     policy.write_text(policy_text(algorithm.methods[0]))
     more = [
         *("--chunked-prefill-size", "128", "--page-size", str(algorithm.page)),
-        *("--max-total-tokens", "40960", "--max-running-requests", str(AT_ONCE)),
+        *("--max-total-tokens", str(algorithm.pool), "--max-running-requests", str(AT_ONCE)),
+        # SGLang then lets in more than there is room for: it expects requests to write little of what they may.
+        *("--schedule-conservativeness", "0.1"),
     ]
     draft = None if algorithm.write is None else algorithm.name
     environment = RETRACT if algorithm.retracts else None
@@ -156,7 +163,8 @@ def run_trial(
         if algorithm.reference is not None:
             server.edit_policy(policy, policy_text("match"))
             rounds = run_rounds(server)
-    return Trial(greedy, sampled, counts, rounds)
+        full = server.log.count("KV cache pool is full")
+    return Trial(greedy, sampled, counts, rounds, full)
 
 
 def policy_text(method: str) -> str:
