@@ -91,13 +91,15 @@ def test_what_goes_wrong_is_one_line(arguments: list[str], words: str, costs: Pa
     assert error.count("\n") == 1
 
 
-def test_a_profile_that_is_about_something_odd_is_listed_all_the_same(costs: Path, capsys: Captured):
+def test_a_profile_that_is_about_something_odd_is_named(costs: Path, capsys: Captured):
     save(costs / "aa11.json", "/models/old", age=10)
     profile = json.loads((costs / "aa11.json").read_text())
     for odd in (["a"], "text", 3):
         (costs / "aa11.json").write_text(json.dumps({**profile, "about": odd}))
         assert main(["profile", "--list"]) == 0
-        assert capsys.readouterr().out == "aa11  ?, ?, ?, tp ?, ?\n"
+        assert (
+            capsys.readouterr().out == "aa11  holds no profile that this version reads; delete it and start a server\n"
+        )
 
 
 def test_an_empty_cache_says_where_profiles_come_from(costs: Path, capsys: Captured):

@@ -90,14 +90,10 @@ def test_answers_stay_the_targets(server: Server, folder: Path, model: LlamaForC
 
     known, accepted = bad(), metric(server, "draft_tokens_total", outcome="accepted")
     assert ask(server, temperature=0, max_new_tokens=48)["output_ids"] == greedy(model, 48)
-    assert bad() > known, "of the greedy drafts some are NaN"
-
-    known = bad()
     drawn = [ask(server, n=EACH, temperature=1.0, max_new_tokens=3) for _ in range(REQUESTS)]
     counts = Counter(tuple(answer["output_ids"]) for answers in drawn for answer in answers)
     assert p_value(counts, exact(model, PROMPT, Sampling())) > 1e-4
-
-    assert bad() > known, "and of the sampled ones"
+    assert bad() > known
     assert metric(server, "draft_tokens_total", outcome="accepted") > accepted, "where there are numbers, it drafts"
 
 
