@@ -158,7 +158,7 @@ def _use_flashinfer(args: Any, algorithm: str) -> None:
 def _config_folder(name: str, revision: str | None) -> Path:
     """Where the target's config.json is; where it cannot be had, SGLang says so."""
     path = Path(name)
-    if path.exists() or name.count("/") != 1:
+    if not _is_of_a_hub(name):
         return path
     from huggingface_hub import hf_hub_download
 
@@ -168,11 +168,14 @@ def _config_folder(name: str, revision: str | None) -> Path:
         return path
 
 
+def _is_of_a_hub(name: str) -> bool:
+    return not (Path(name).exists() or name.startswith(("/", ".")) or name.count("/") != 1)
+
+
 def _local(name: str, revision: str | None) -> Path:
     """The folder of a checkpoint; one named as on a hub is downloaded, as SGLang itself would."""
-    path = Path(name)
-    if path.exists() or name.startswith(("/", ".")) or name.count("/") != 1:
-        return path
+    if not _is_of_a_hub(name):
+        return Path(name)
     from huggingface_hub import snapshot_download
 
     try:

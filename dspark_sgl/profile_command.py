@@ -72,8 +72,7 @@ def _read(file: Path) -> "tuple[CostModel, dict[str, Any]]":
     cost = CostModel.load(file)
     if cost is None or not cost.ready:
         raise PolicyError(str(file), 0, 0, "holds no profile that this version reads; delete it and start a server")
-    about = json.loads(file.read_text()).get("about")
-    return cost, about if isinstance(about, dict) else {}
+    return cost, json.loads(file.read_text()).get("about") or {}
 
 
 # -- In words --------------------------------------------------------------------------------------------------------

@@ -76,10 +76,11 @@ class Steps:
         info = batch.sampling_info
         # A processor sees one row per request, and a seed promises the tokens of plain decoding.
         plain = info.has_custom_logit_processor or info.sampling_seed is not None
+        lens = batch.seq_lens_cpu.tolist()
         step, self._next = self._next, None
         if step is None or step.requests != batch.reqs or step.plain != plain:
-            step = self._planned(list(batch.reqs), batch.seq_lens_cpu.tolist(), plain)
-        step.lens = batch.seq_lens_cpu.tolist()
+            step = self._planned(list(batch.reqs), lens, plain)
+        step.lens = lens
         step.plan = Plan.from_wire(agree(torch.tensor(step.plan.wire)).tolist())
         self._open = step
         if self.governor is not None and step.ride is not None:
