@@ -3,7 +3,7 @@
     python -m bench.linear [--dtype bfloat16] [--rows 1,2,4,8,16,64,256] [--passes 5]
 
 Each shape has enough weights to leave no cache warm, as the layers of a model have. Milliseconds a product, medians;
-which of the two ways of `kernels.linear` this machine takes is printed first.
+the form in which `kernels.linear` keeps weights here is printed first.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear as torch_linear
 
-from dspark_sgl.kernels.linear import BLOCKED_BFLOAT16, PACKS, keep_packed, linear
+from dspark_sgl.kernels.linear import FORMS, keep_packed, linear
 
 SHAPES = {"gate and up": (3072, 576), "down": (576, 1536), "vocabulary": (49152, 576)}
 BYTES = 100e6
@@ -42,8 +42,8 @@ def main() -> int:
     parser.add_argument("--passes", type=int, default=5, help="of both arms (default: %(default)s)")
     options = parser.parse_args()
     dtype = getattr(torch, options.dtype)
-    way = "oneDNN, transposed" if BLOCKED_BFLOAT16 else "FBGEMM, packed" if PACKS else "torch's own"
-    print(f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads; few rows by: {way}")
+    form = f"packed: {FORMS[dtype].__name__.lower()}" if dtype in FORMS else "torch's own"
+    print(f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads; {form}")
     print(f"{'':14}{'rows':>6}{'torch':>10}{'ours':>10}{'faster':>9}")
     for name, (n, k) in SHAPES.items():
         count = max(1, round(BYTES / (n * k * dtype.itemsize)))

@@ -76,7 +76,7 @@ def verify_commit(
     """
     width, starts = path.shape[1], batch.seq_lens_cpu.tolist()
     place, positions = staged(path_rows(lengths, width, starts), path.device)
-    kept = (layout.qo_indptr[:-1, None] + path).flatten()[place]
+    kept = (layout.starts[:, None] + path).flatten()[place]
     commit = Commit(
         positions=positions,
         cache_locs=slots[:, :width].flatten()[place],
@@ -94,7 +94,7 @@ def early_commit(
 ) -> tuple[Commit, Tensor]:
     """The same before the host knows how long the paths are: as many rows for everybody, those behind a path dead."""
     (requests, width), starts = path.shape, batch.seq_lens_cpu.tolist()
-    kept = (layout.qo_indptr[:-1, None] + path.clamp(min=0)).flatten()
+    kept = (layout.starts[:, None] + path.clamp(min=0)).flatten()
     commit = Commit(
         positions=(batch.seq_lens[:, None] + torch.arange(width, device=path.device)).flatten(),
         cache_locs=slots[:, :width].where(path != NO_ROW, DEAD_SLOT).flatten(),

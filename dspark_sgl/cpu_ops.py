@@ -1,7 +1,7 @@
 """Linear layers for the CPU platform: SGLang's unquantised methods, with the product that suits few rows.
 
-They compute what SGLang's own compute, to the rounding of a float32 sum. They never change a weight; a CPU without
-bfloat16 keeps a second copy of each that is used, if memory allows (`kernels/linear.py`).
+They compute what SGLang's own compute, to the rounding of a float32 sum. They never change a weight, and keep a second
+copy of each that is used, if memory allows (`kernels/linear.py`).
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ def _pack(model: Any, weights: Sequence[torch.Tensor]) -> None:
     size, free = sum(weight.nbytes for weight in weights), psutil.virtual_memory().available
     if 2 * size > free:
         logger.warning(
-            "dspark: this CPU does not multiply %s; a copy of the weights would, but takes %.1f of the %.1f GB left: "
-            "steps are slow, --dtype float32 may be faster",
-            *(weights[0].dtype, size / 1e9, free / 1e9),
+            "dspark: packed copies of the weights make steps several times as fast, but would take %.1f of the %.1f GB "
+            "of memory left: serving without",
+            *(size / 1e9, free / 1e9),
         )
         return
     load = model.load_weights

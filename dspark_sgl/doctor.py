@@ -115,11 +115,14 @@ def _device(torch: Any, on_gpu: bool) -> Finding:
 
 
 def _half_products() -> str:
-    from dspark_sgl.kernels.linear import BLOCKED_BFLOAT16, PACKS
+    import torch
 
-    if BLOCKED_BFLOAT16:
-        return "in hardware"
-    return "by packed copies of the weights" if PACKS else "is slow here: serve with --dtype float32"
+    from dspark_sgl.kernels.linear import FORMS, Blocked
+
+    form = FORMS.get(torch.bfloat16)
+    if form is None:
+        return "is slow here: serve with --dtype float32"
+    return "in hardware" if form is Blocked else "widened"
 
 
 def _nvml(on_gpu: bool) -> Finding:

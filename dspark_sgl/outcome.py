@@ -43,7 +43,7 @@ def step_result(
 
 def attach_logprobs(batch: Any, output: Any, layout: TreeLayout, accepted: Acceptance, emitted: Tensor) -> None:
     """Log-probabilities of the emitted tokens, int64 `[bs, P]`, each from the row it was emitted after."""
-    row = layout.qo_indptr[:-1, None] + accepted.path.clamp(min=0)
+    row = layout.starts[:, None] + accepted.path.clamp(min=0)
     rows = sum(layout.widths)
     # What a path does not have goes to a row behind the last: picking by a mask would wait for the device to count.
     target = row.where(accepted.path != NO_ROW, rows).flatten()

@@ -1,49 +1,88 @@
-"""A linear layer over few rows, as decoding and verification have them, on whatever CPU there is.
+"""A linear layer on a CPU, from the one row of a decode step to the rows of a prefill chunk.
 
-With bfloat16 in hardware (AVX-512, AMX), oneDNN wants the second factor of a product in blocks and reorders it in every
-call. For few rows `(W x^T)^T` makes that the handful of rows and not the whole weight; a row's result is then also the
-same to the bit whatever rows come with it.
+What a CPU multiplies fastest is a weight that lies in blocks. Left in rows it is reordered in every call, which for few
+rows costs more than the product; and numbers that the CPU does not multiply are widened one by one. So weights opt in
+(`keep_packed`) to a second copy in the form that this machine is fast with, made once:
 
-Without it, which is most x86 machines, torch multiplies half-width numbers one by one: six rows cost six times as much
-as one, and nothing is left to gain by verifying. FBGEMM keeps a second copy of the weight as float16 in blocks, widens
-it in registers and adds in float32: six rows cost what one does. Weights opt in (`keep_packed`), for the memory.
+    float32, and bfloat16 where the CPU multiplies it (AVX512-BF16, AMX)    oneDNN's blocks
+    float16, and bfloat16 elsewhere    FBGEMM's, as float16, widened in registers and added up in float32
 
-Elsewhere this is torch's own `linear`. Never changes a weight.
+Eight rows then cost little more than one, which is what verification lives on, and a row's result is the same to the
+bit whatever rows come with it. What has not opted in, and other machines, have torch's own `linear`. Never changes a
+weight.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import platform
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear as plain_linear
 
-FEW_ROWS = 64
-"""Up to here the weight, not the rows, decides what a product costs. Measured; beyond it both orders cost the same."""
-
-HALF = (torch.bfloat16, torch.float16)
-LARGEST = torch.finfo(torch.float16).max
 PACKED = "_dspark_packed"
-"""Attribute of a weight that has opted in: FBGEMM's copy, or None until the first product after a change."""
+"""Attribute of a weight that has opted in: its packed copy, or None until the first product after a change."""
+ROWS = 32
+"""That oneDNN is told to lay blocks out for. Measured: any other number of rows is as fast with them."""
+LARGEST = torch.finfo(torch.float16).max
 
 
-def _blocked_bfloat16() -> bool:
-    """Does oneDNN multiply bfloat16 in hardware here (AVX-512 or AMX on x86)?"""
-    try:
-        return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    except (AttributeError, RuntimeError):
-        return False
+class Packed(Protocol):
+    """A copy of a weight `[n, k]`."""
+
+    def __init__(self, weight: Tensor) -> None: ...
+
+    def times(self, x: Tensor) -> Tensor:
+        """`x W^T`: x `[rows, k]` -> `[rows, n]`, of x's type."""
+        ...
 
 
-BLOCKED_BFLOAT16 = _blocked_bfloat16()
-PACKS = not BLOCKED_BFLOAT16 and "fbgemm" in torch.backends.quantized.supported_engines
-"""Whether a packed copy is what this machine multiplies fastest with."""
+class Blocked:
+    """oneDNN's, of the weight's own type."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
+
+    def times(self, x: Tensor) -> Tensor:
+        if len(x) == 1:
+            # Alone, a row's long sum may be cut in pieces and be rounded otherwise than in company.
+            return self.times(x.repeat(2, 1))[:1]
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, None, "none", [], "")
+        return product
+
+
+class Widened:
+    """FBGEMM's, as float16: that holds every bfloat16 from 6e-5 up to 65504 exactly, and to 3e-8 below."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self._weight = torch.ops.quantized.linear_prepack_fp16(weight.float(), None)
+
+    def times(self, x: Tensor) -> Tensor:
+        product: Tensor = torch.ops.quantized.linear_dynamic_fp16(x.float(), self._weight)
+        return product.to(x.dtype)
+
+
+def _forms() -> dict[torch.dtype, type[Packed]]:
+    """The form of each type that has one on this machine."""
+    forms: dict[torch.dtype, type[Packed]] = {}
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return forms
+    if "fbgemm" in torch.backends.quantized.supported_engines:
+        forms |= {torch.bfloat16: Widened, torch.float16: Widened}
+    if torch.backends.mkldnn.is_available():
+        forms[torch.float32] = Blocked
+        if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
+            forms[torch.bfloat16] = Blocked
+    return forms
+
+
+FORMS = _forms()
 
 
 def packs(weight: Tensor) -> bool:
     """Whether `keep_packed` would copy this weight `[n, k]`."""
-    return PACKS and weight.device.type == "cpu" and weight.dtype in HALF and weight.dim() == 2
+    return weight.dtype in FORMS and weight.device.type == "cpu" and weight.dim() == 2
 
 
 def keep_packed(weight: Tensor) -> Tensor:
@@ -56,30 +95,21 @@ def keep_packed(weight: Tensor) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x W^T + b`: x `[rows, k]` or `[..., k]`, weight `[n, k]`, bias `[n]` -> `[..., n]`."""
-    if hasattr(weight, PACKED):
-        return _packed_linear(x, weight, bias)
-    few = (
-        BLOCKED_BFLOAT16
-        and x.dim() == 2
-        and 0 < x.shape[0] <= FEW_ROWS
-        and x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.bfloat16
-    )
-    if not few:
+    packed = _packed(weight) if hasattr(weight, PACKED) else None
+    if packed is None or x.dtype != weight.dtype:
         return plain_linear(x, weight, bias)
-    one = x.shape[0] == 1
-    out = torch.mv(weight, x.view(-1)).view(1, -1) if one else torch.mm(weight, x.t()).t().contiguous()
+    out = packed.times(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], len(weight))
     return out if bias is None else out.add_(bias)
 
 
-def _packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """float16 holds every bfloat16 from 6e-5 up exactly, and to 3e-8 below."""
-    packed: Any = getattr(weight, PACKED)
+def _packed(weight: Tensor) -> Packed | None:
+    """The weight's copy, made now if need be; None where that could not hold it."""
+    packed: Packed | None = getattr(weight, PACKED)
     if packed is None:
-        if weight.abs().max() > LARGEST:
+        form = FORMS[weight.dtype]
+        if form is Widened and weight.abs().max() > LARGEST:
             delattr(weight, PACKED)
-            return plain_linear(x, weight, bias)
-        packed = torch.ops.quantized.linear_prepack_fp16(weight.float(), None)
+            return None
+        packed = form(weight)
         setattr(weight, PACKED, packed)
-    out = torch.ops.quantized.linear_dynamic_fp16(x.float(), packed).to(x.dtype)
-    return out if bias is None else out.add_(bias)
+    return packed
