@@ -72,7 +72,8 @@ def _forms() -> dict[torch.dtype, type[Packed]]:
         forms |= {torch.bfloat16: Widened, torch.float16: Widened}
     if torch.backends.mkldnn.is_available():
         forms[torch.float32] = Blocked
-        if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
+        in_hardware = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        if in_hardware and torch.ops.mkldnn._is_mkldnn_bf16_supported():
             forms[torch.bfloat16] = Blocked
     return forms
 
