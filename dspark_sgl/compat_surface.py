@@ -191,6 +191,11 @@ _CPU = (
     _srt("platforms.interface.SRTPlatform.get_kv_pool_cls", "kind", "no Triton copy on a CPU"),
     _srt("layers.quantization.unquant.UnquantizedLinearMethod.apply", "layer x bias", "linear layers over few rows"),
     _srt("layers.quantization.unquant.UnquantizedEmbeddingMethod.apply", "layer x bias", "the head over few rows"),
+    _srt(
+        "layers.quantization.base_config.QuantizeMethodBase.process_weights_after_loading",
+        "layer",
+        "packed weights that follow an update",
+    ),
     _srt("mem_cache.allocation.assign_req_to_token_pool_func", "", "slots of a request without a GPU kernel"),
     _srt("mem_cache.allocation.get_last_loc", "", "pages of more than one slot without a GPU kernel"),
 )

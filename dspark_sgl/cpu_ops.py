@@ -7,15 +7,12 @@ copy of each that is used, if memory allows (`kernels/linear.py`).
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from functools import wraps
-from typing import Any
 
 import psutil
 import torch
 from sglang.srt.layers.quantization.unquant import UnquantizedEmbeddingMethod, UnquantizedLinearMethod
 
-from dspark_sgl.kernels.linear import keep_packed, linear, packs
+from dspark_sgl.kernels.linear import PACKED, keep_packed, linear, packs
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +21,9 @@ class CpuLinearMethod(UnquantizedLinearMethod):
     def apply(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         return linear(x, layer.weight, bias)
 
+    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+        _repack(layer.weight)
+
 
 class CpuHeadMethod(UnquantizedEmbeddingMethod):
     """The vocabulary projection; looking embeddings up stays as it was."""
@@ -31,9 +31,12 @@ class CpuHeadMethod(UnquantizedEmbeddingMethod):
     def apply(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         return linear(x.to(layer.weight.dtype), layer.weight, bias)
 
+    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+        _repack(layer.weight)
+
 
 def install(model: torch.nn.Module) -> None:
-    """Give the unquantized layers of a loaded model the methods above."""
+    """Give the unquantized layers of a loaded model the methods above, and its weights packed copies."""
     modules = list(model.modules())
     full_precision_head = any(getattr(m, "use_fp32_lm_head", False) for m in modules)
     weights = []
@@ -45,14 +48,8 @@ def install(model: torch.nn.Module) -> None:
             module.quant_method = CpuHeadMethod()
         elif type(module) is not torch.nn.Linear:  # those of a draft, which we multiply with ourselves
             continue
-        weights.append(module.weight)
-    _pack(model, [weight for weight in weights if packs(weight)])
-
-
-def _pack(model: Any, weights: Sequence[torch.Tensor]) -> None:
-    """Opt these weights in, now and after every later change of them."""
-    if not weights:
-        return
+        if packs(module.weight):
+            weights.append(module.weight)
     size, free = sum(weight.nbytes for weight in weights), psutil.virtual_memory().available
     if 2 * size > free:
         logger.warning(
@@ -61,16 +58,11 @@ def _pack(model: Any, weights: Sequence[torch.Tensor]) -> None:
             *(size / 1e9, free / 1e9),
         )
         return
-    load = model.load_weights
-
-    @wraps(load)
-    def load_and_pack(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return load(*args, **kwargs)
-        finally:
-            for weight in weights:
-                keep_packed(weight)
-
     for weight in weights:
         keep_packed(weight)
-    model.load_weights = load_and_pack
+
+
+def _repack(weight: torch.Tensor) -> None:
+    """SGLang has written new values into a weight, as it does at the end of every update."""
+    if hasattr(weight, PACKED):
+        keep_packed(weight)

@@ -45,9 +45,9 @@ class Blocked:
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
 
     def times(self, x: Tensor) -> Tensor:
-        if len(x) == 1:
-            # Alone, a row's long sum may be cut in pieces and be rounded otherwise than in company.
-            return self.times(x.repeat(2, 1))[:1]
+        if x.shape[0] == 1 and x.dtype == torch.float32:
+            # Alone, a row's long sum would be cut in pieces and rounded otherwise than in company.
+            return self.times(torch.cat((x, x)))[:1]
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, None, "none", [], "")
         return product
 
