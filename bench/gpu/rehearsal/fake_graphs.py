@@ -50,7 +50,8 @@ class _Recorder(TorchDispatchMode):
         if func._schema.is_mutable:
             _write(func, args, kwargs, None)
         elif "empty" not in name:
-            given = {t.untyped_storage().data_ptr() for t in _tensors([args, kwargs])}
+            # A packed weight has no storage to share.
+            given = {t.untyped_storage().data_ptr() for t in _tensors([args, kwargs]) if not t.is_mkldnn}
             made = [t for t in _tensors(out) if t.untyped_storage().data_ptr() not in given]
             if made:
                 _write(func, args, kwargs, out)
