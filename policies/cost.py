@@ -54,11 +54,15 @@ class CostPoint:
 
 @dataclass(frozen=True)
 class Curve:
-    """Seconds over one size, piecewise linear and never falling, plus seconds per KV token."""
+    """Seconds over one size, piecewise linear and never falling, plus seconds per KV token.
+
+    drop: the largest share by which a smaller size had been measured slower than a larger one
+    """
 
     sizes: Floats
     seconds: Floats
     per_token: float
+    drop: float = 0.0
 
     def at(self, size: Floats, context: int) -> Floats:
         """Between the points as they say; beyond the last, on along the last slope, or along the mean one where the
@@ -81,7 +85,9 @@ class Curve:
         medians = [float(np.median(by_size[size])) for size in sizes]
         weights = [len(by_size[size]) for size in sizes]
         smallest = min(seconds for _, _, seconds in points)
-        return cls(np.array(sizes), np.maximum(_never_falling(medians, weights), 0.1 * smallest), per_token)
+        seconds = np.maximum(_never_falling(medians, weights), 0.1 * smallest)
+        drop = float((np.maximum.accumulate(medians) / np.maximum(medians, 0.1 * smallest)).max()) - 1
+        return cls(np.array(sizes), seconds, per_token, drop)
 
 
 class CostModel:
@@ -115,6 +121,12 @@ class CostModel:
     def ready(self) -> bool:
         """Whether both a plain step and a round can be priced."""
         return bool(self._drafts) and all(kind in self._curves for kind in ("plain", "verify"))
+
+    @property
+    def disturbance(self) -> float:
+        """The most by which a smaller step was measured slower than a larger one, 0 for none: other work's doing."""
+        drops = [0.0, *(curve.drop for curve in (*self._curves.values(), *self._drafts.values()))]
+        return max(drops)
 
     def plain_seconds(self, requests: int, context: int) -> float:
         """A step in which nothing is drafted."""

@@ -122,6 +122,15 @@ def test_one_slow_step_after_a_change_of_kind_tells_nothing(slow: int):
     assert ratio == pytest.approx(right / truth.plain_seconds(4, 1000), rel=0.01)
 
 
+def test_a_profile_measured_beside_other_work_contradicts_itself() -> None:
+    def model(first: float) -> CostModel:
+        plain = [CostPoint("plain", n, n, 64 * n, seconds) for n, seconds in ((1, first), (2, 0.053), (4, 0.055))]
+        return CostModel.from_points([*plain, CostPoint("verify", 1, 2, 64, 0.06), CostPoint("draft", 1, 1, 64, 0.01)])
+
+    assert model(0.05).disturbance == 0
+    assert model(0.08).disturbance == pytest.approx(0.08 / 0.053 - 1)
+
+
 def test_beyond_its_points_a_curve_goes_on_as_it_ends():
     """Flat up to 64 rows, then 0.1 ms a row."""
     drafts = [CostPoint("draft", 8, 56, 0, 0.001), CostPoint("plain", 8, 8, 0, 0.01)]
