@@ -36,9 +36,6 @@ from .sts_file import find_sts
 
 logger = logging.getLogger(__name__)
 
-DISTURBED = 0.4
-"""A profile with such a contradiction in it is corrected by the steps that follow, but not kept for other servers."""
-
 
 def build_governor(
     target: Any, drafter: Drafter, capture: CaptureHiddenMode, block: int, width: int, graphs: VerifyGraphs | None
@@ -64,7 +61,7 @@ def _measured_cost(facts: dict[str, object], profiler: StepProfiler) -> CostMode
     if agree(torch.tensor([int(cost is not None)], device=profiler.device)).item():
         return cost or CostModel.from_points([])
     cost = CostModel.from_points(profiler.run())
-    if is_leader() and cost.disturbance > DISTURBED:
+    if is_leader() and cost.is_disturbed:
         logger.warning(
             "dspark: other work was going on while step costs were measured (a smaller step took up to %.0f %% more "
             "than a larger one): the next start measures again",

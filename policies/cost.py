@@ -35,6 +35,8 @@ TELLING = (2, 3)
 """The steps after a change of kind, that one included, whose surprise tells the kinds apart."""
 TELL, MOST_TOLD = 0.5, 0.7
 """Share of what both of them say that the kind takes over, and the most they may say: such steps are rare."""
+DISTURBED = 0.4
+"""From here on a contradiction between measurements is not chance."""
 OWN = 0.25
 """Of a surprise within a kind, what goes to its size and not to the pace."""
 
@@ -127,6 +129,10 @@ class CostModel:
         """The most by which a smaller step was measured slower than a larger one, 0 for none: other work's doing."""
         drops = [0.0, *(curve.drop for curve in (*self._curves.values(), *self._drafts.values()))]
         return max(drops)
+
+    @property
+    def is_disturbed(self) -> bool:
+        return self.disturbance > DISTURBED
 
     def plain_seconds(self, requests: int, context: int) -> float:
         """A step in which nothing is drafted."""

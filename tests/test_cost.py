@@ -127,8 +127,8 @@ def test_a_profile_measured_beside_other_work_contradicts_itself() -> None:
         plain = [CostPoint("plain", n, n, 64 * n, seconds) for n, seconds in ((1, first), (2, 0.053), (4, 0.055))]
         return CostModel.from_points([*plain, CostPoint("verify", 1, 2, 64, 0.06), CostPoint("draft", 1, 1, 64, 0.01)])
 
-    assert model(0.05).disturbance == 0
-    assert model(0.08).disturbance == pytest.approx(0.08 / 0.053 - 1)
+    assert model(0.05).disturbance == 0 and not model(0.05).is_disturbed
+    assert model(0.08).disturbance == pytest.approx(0.08 / 0.053 - 1) and model(0.08).is_disturbed
 
 
 def test_beyond_its_points_a_curve_goes_on_as_it_ends():
