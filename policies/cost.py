@@ -35,8 +35,8 @@ TELLING = (2, 3)
 """The steps after a change of kind, that one included, whose surprise tells the kinds apart."""
 TELL, MOST_TOLD = 0.5, 0.7
 """Share of what both of them say that the kind takes over, and the most they may say: such steps are rare."""
-DISTURBED = 0.4
-"""From here on a contradiction between measurements is not chance."""
+DISTURBED = 0.3
+"""From here on a contradiction between measurements is not chance: on a quiet machine it is a tenth."""
 OWN = 0.25
 """Of a surprise within a kind, what goes to its size and not to the pace."""
 
@@ -53,18 +53,19 @@ class CostPoint:
     context: int
     seconds: float
 
+    def is_part_of(self, other: "CostPoint") -> bool:
+        """Whether the other step does all that this one does: it must take as long at least."""
+        mine, its = ((point.requests, point.rows, point.context) for point in (self, other))
+        return self.kind == other.kind and all(m <= i for m, i in zip(mine, its, strict=True))
+
 
 @dataclass(frozen=True)
 class Curve:
-    """Seconds over one size, piecewise linear and never falling, plus seconds per KV token.
-
-    drop: the largest share by which a smaller size had been measured slower than a larger one
-    """
+    """Seconds over one size, piecewise linear and never falling, plus seconds per KV token."""
 
     sizes: Floats
     seconds: Floats
     per_token: float
-    drop: float = 0.0
 
     def at(self, size: Floats, context: int) -> Floats:
         """Between the points as they say; beyond the last, on along the last slope, or along the mean one where the
@@ -87,9 +88,7 @@ class Curve:
         medians = [float(np.median(by_size[size])) for size in sizes]
         weights = [len(by_size[size]) for size in sizes]
         smallest = min(seconds for _, _, seconds in points)
-        seconds = np.maximum(_never_falling(medians, weights), 0.1 * smallest)
-        drop = float((np.maximum.accumulate(medians) / np.maximum(medians, 0.1 * smallest)).max()) - 1
-        return cls(np.array(sizes), seconds, per_token, drop)
+        return cls(np.array(sizes), np.maximum(_never_falling(medians, weights), 0.1 * smallest), per_token)
 
 
 class CostModel:
@@ -126,9 +125,13 @@ class CostModel:
 
     @property
     def disturbance(self) -> float:
-        """The most by which a smaller step was measured slower than a larger one, 0 for none: other work's doing."""
-        drops = [0.0, *(curve.drop for curve in (*self._curves.values(), *self._drafts.values()))]
-        return max(drops)
+        """The most by which a smaller step was measured slower than a larger one, 0 for none: other work's doing.
+
+        Drafting, which may take next to nothing, is not looked at.
+        """
+        steps = [point for point in self.points if point.kind != "draft"]
+        pairs = ((small, large) for small in steps for large in steps if small.is_part_of(large))
+        return max((small.seconds / large.seconds for small, large in pairs), default=1.0) - 1
 
     @property
     def is_disturbed(self) -> bool:
