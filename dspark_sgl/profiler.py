@@ -28,7 +28,7 @@ from .verify_input import VerifyInput
 logger = logging.getLogger(__name__)
 
 MOST_REQUESTS = 32
-PASSES, ENOUGH_S = 3, 10.0
+LEAST_PASSES, PASSES, ENOUGH_S = 2, 3, 10.0
 """A step's time is its least of so many passes over all, or of fewer once they have taken so long and do not contradict
 one another: a neighbour may slow one down and never speeds one up."""
 SHORT_CONTEXT, LONG_CONTEXT = 64, 1024
@@ -87,12 +87,13 @@ class StepProfiler:
         """Every point of the grid; a few dozen forwards, the same ones on every tensor-parallel rank."""
         start = time.perf_counter()
         best: dict[tuple[str, int, int, int], CostPoint] = {}
-        for _ in range(PASSES):
+        for done in range(1, PASSES + 1):
             for point in (point for load in self._loads() for point in self._measure(load)):
                 key = (point.kind, point.requests, point.rows, point.context)
                 best[key] = min(point, best.get(key, point), key=lambda measured: measured.seconds)
             # By rank 0's clock: ranks that run different forwards end the server.
-            spent = time.perf_counter() - start > ENOUGH_S and not CostModel.from_points(best.values()).is_disturbed
+            enough = done >= LEAST_PASSES and time.perf_counter() - start > ENOUGH_S
+            spent = enough and not CostModel.from_points(best.values()).is_disturbed
             if agree(torch.tensor([int(spent)], device=self.device)).item():
                 break
         logger.info("dspark: %d kinds of step profiled in %.1f s", len(best), time.perf_counter() - start)
