@@ -8,8 +8,8 @@ rows costs more than the product; and numbers that the CPU does not multiply are
     float16, and bfloat16 elsewhere    FBGEMM's, as float16, widened in registers and added up in float32
 
 Eight rows then cost little more than one, which is what verification lives on, and a row's result is the same to the
-bit whatever rows come with it. What has not opted in, and other machines, have torch's own `linear`. Never changes a
-weight.
+bit whatever rows come with it (tested with AVX2 and AVX-512, not with AMX). What has not opted in, and other machines,
+have torch's own `linear`. Never changes a weight.
 """
 
 from __future__ import annotations
