@@ -18,7 +18,7 @@ from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode
 from sglang.srt.runtime_context import get_observability, get_parallel, get_spec
 
 from dspark_sgl.policies.calibration import Calibration
-from dspark_sgl.policies.cost import CostModel
+from dspark_sgl.policies.cost import DISTURBED, CostModel, disturbance
 from dspark_sgl.policies.hardware import HardwareSampler
 from dspark_sgl.spec_algos.protocol import Drafter
 
@@ -61,18 +61,25 @@ def _measured_cost(facts: dict[str, object], profiler: StepProfiler) -> CostMode
     if agree(torch.tensor([int(cost is not None)], device=profiler.device)).item():
         return cost or CostModel.from_points([])
     cost = CostModel.from_points(profiler.run())
-    if is_leader() and cost.is_disturbed:
+    if is_leader():
+        _save_cost(cost, file, facts)
+    return cost
+
+
+def _save_cost(cost: CostModel, file: Path, facts: dict[str, object]) -> None:
+    """For servers that start later; a profile that was disturbed is none for them."""
+    excess = disturbance(cost.points)
+    if excess > DISTURBED:
         logger.warning(
             "dspark: other work was going on while step costs were measured (a smaller step took up to %.0f %% more "
             "than a larger one): the next start measures again",
-            100 * cost.disturbance,
+            100 * excess,
         )
-    elif is_leader():
-        try:
-            cost.save(file, facts)
-        except OSError as error:
-            logger.warning("dspark: the profile is not kept, and the next start measures again: %s", error)
-    return cost
+        return
+    try:
+        cost.save(file, facts)
+    except OSError as error:
+        logger.warning("dspark: the profile is not kept, and the next start measures again: %s", error)
 
 
 def _saved_cost(file: Path) -> CostModel | None:

@@ -111,12 +111,10 @@ def _device(torch: Any, on_gpu: bool) -> Finding:
         detail = "no GPU, and SGLANG_USE_CPU_ENGINE asks for kernels that SGLang's wheel lacks"
         return Finding("device", "broken", detail, "unset SGLANG_USE_CPU_ENGINE", fatal=True)
     detail = f"CPU, {os.cpu_count()} cores ({platform.machine()}); no GPU"
-    return Finding("device", "ok", f"{detail}; bfloat16 {_half_products()}" if torch else detail)
+    return Finding("device", "ok", f"{detail}; bfloat16 {_half_products(torch)}" if torch else detail)
 
 
-def _half_products() -> str:
-    import torch
-
+def _half_products(torch: Any) -> str:
     from dspark_sgl.kernels.linear import FORMS, Blocked
 
     form = FORMS.get(torch.bfloat16)

@@ -18,7 +18,7 @@ from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, Forw
 from torch import Tensor
 
 from dspark_sgl.kernels.layout import chain_layout
-from dspark_sgl.policies.cost import CostModel, CostPoint
+from dspark_sgl.policies.cost import DISTURBED, CostPoint, disturbance
 from dspark_sgl.spec_algos.protocol import Commit, Drafter, History, Round
 
 from .graphs import VerifyGraphs, live_rows
@@ -93,7 +93,7 @@ class StepProfiler:
                 best[key] = min(point, best.get(key, point), key=lambda measured: measured.seconds)
             # By rank 0's clock: ranks that run different forwards end the server.
             enough = done >= LEAST_PASSES and time.perf_counter() - start > ENOUGH_S
-            spent = enough and not CostModel.from_points(best.values()).is_disturbed
+            spent = enough and disturbance(best.values()) <= DISTURBED
             if agree(torch.tensor([int(spent)], device=self.device)).item():
                 break
         logger.info("dspark: %d kinds of step profiled in %.1f s", len(best), time.perf_counter() - start)

@@ -36,7 +36,7 @@ TELLING = (2, 3)
 TELL, MOST_TOLD = 0.5, 0.7
 """Share of what both of them say that the kind takes over, and the most they may say: such steps are rare."""
 DISTURBED = 0.3
-"""From here on a contradiction between measurements is not chance: on a quiet machine it is a tenth."""
+"""From here on a `disturbance` is not chance: on a quiet machine it is a tenth."""
 OWN = 0.25
 """Of a surprise within a kind, what goes to its size and not to the pace."""
 
@@ -57,6 +57,16 @@ class CostPoint:
         """Whether the other step does all that this one does: it must take as long at least."""
         mine, its = ((point.requests, point.rows, point.context) for point in (self, other))
         return self.kind == other.kind and all(m <= i for m, i in zip(mine, its, strict=True))
+
+
+def disturbance(points: Iterable[CostPoint]) -> float:
+    """The most by which a smaller step was measured slower than a larger one, 0 for none: other work's doing.
+
+    Drafting, which may take next to nothing, is not looked at.
+    """
+    steps = [point for point in points if point.kind != "draft"]
+    pairs = ((small, large) for small in steps for large in steps if small.is_part_of(large))
+    return max((small.seconds / large.seconds for small, large in pairs), default=1.0) - 1
 
 
 @dataclass(frozen=True)
@@ -122,20 +132,6 @@ class CostModel:
     def ready(self) -> bool:
         """Whether both a plain step and a round can be priced."""
         return bool(self._drafts) and all(kind in self._curves for kind in ("plain", "verify"))
-
-    @property
-    def disturbance(self) -> float:
-        """The most by which a smaller step was measured slower than a larger one, 0 for none: other work's doing.
-
-        Drafting, which may take next to nothing, is not looked at.
-        """
-        steps = [point for point in self.points if point.kind != "draft"]
-        pairs = ((small, large) for small in steps for large in steps if small.is_part_of(large))
-        return max((small.seconds / large.seconds for small, large in pairs), default=1.0) - 1
-
-    @property
-    def is_disturbed(self) -> bool:
-        return self.disturbance > DISTURBED
 
     def plain_seconds(self, requests: int, context: int) -> float:
         """A step in which nothing is drafted."""

@@ -8,16 +8,18 @@ import torch
 from dspark_sgl.kernels.linear import FORMS, LARGEST, Blocked, Widened, keep_packed, linear, packs
 
 HALF = (torch.bfloat16, torch.float16)
-FORM_OF_TYPES = [
-    *((dtype, form) for dtype, form in FORMS.items()),
+PACKED = [
+    *FORMS.items(),
     *((dtype, Widened) for dtype in HALF if FORMS.get(dtype) is Blocked),  # as on a CPU that lacks them
-    (torch.float32, None),
-    (torch.bfloat16, None),
 ]
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.15, torch.float16: 0.02}
 
 
-@pytest.fixture(params=FORM_OF_TYPES, ids=lambda form: f"{form[0]} {getattr(form[1], '__name__', 'not packed')}")
+def _name(form: tuple[torch.dtype, type | None]) -> str:
+    return f"{form[0]} {getattr(form[1], '__name__', 'not packed')}"
+
+
+@pytest.fixture(params=[*PACKED, (torch.float32, None), (torch.bfloat16, None)], ids=_name)
 def dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
     """A type of weights; they are multiplied in one of the forms that a machine may have for it."""
     kind, form = request.param
@@ -54,10 +56,9 @@ def test_it_is_a_linear_layer(rows: int, dtype: torch.dtype, biased: bool) -> No
 
 
 @pytest.mark.parametrize("shape", [(960, 576), (576, 1536), (33, 77), (2000, 64)])
+@pytest.mark.parametrize("dtype", PACKED, ids=_name, indirect=True)
 def test_company_does_not_change_a_row(shape: tuple[int, int], dtype: torch.dtype) -> None:
     weight = keep_packed(torch.randn(shape).to(dtype))
-    if not packs(weight):
-        pytest.skip("torch's own product rounds as it likes")
     if torch.cpu._is_amx_tile_supported():
         pytest.skip("not known of AMX")
     x = torch.randn(300, shape[1]).to(dtype)
