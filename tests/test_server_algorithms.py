@@ -25,7 +25,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from . import long_texts, three_tokens, tiny_drafts, tiny_models
-from .draft_reference import Eagle3Reference, MTPReference
+from .draft_reference import DFlashReference, DSparkReference, Eagle3Reference, MTPReference
 from .questions import once
 from .sampling import Sampling
 from .trials import ASKED, AT_ONCE, DEPTHS, METHODS, POOL, TEXT, WRITTEN, Algorithm, Case, Trial, run_trial
@@ -39,8 +39,8 @@ WHOLE, LESS = (7 * AT_ONCE, 1.05), (AT_ONCE, 1.12)
 """Texts, and the factor of temperature that they show."""
 
 ALGORITHMS = (
-    Algorithm("DSPARK_SGL", tuple(METHODS), tiny_models.write_draft),
-    Algorithm("DFLASH_SGL", ("rejection", "tree"), tiny_drafts.write_dflash, page=16, retracts=True),
+    Algorithm("DSPARK_SGL", tuple(METHODS), tiny_models.write_draft, DSparkReference),
+    Algorithm("DFLASH_SGL", ("rejection", "tree"), tiny_drafts.write_dflash, DFlashReference, page=16, retracts=True),
     Algorithm("EAGLE3_SGL", ("rejection", "tree"), tiny_drafts.write_eagle3, Eagle3Reference, page=4, retracts=True),
     Algorithm("MTP_SGL", ("rejection",), tiny_drafts.write_mtp, MTPReference),
     Algorithm("NGRAM_SGL", ("match",)),

@@ -51,16 +51,20 @@ def greedy(model: LlamaForCausalLM, prompts: Tensor, count: int) -> Tensor:
 
 def write_draft(folder: Path) -> None:
     """A DeepSpec checkpoint of random weights: it drafts badly, and must not bias anything."""
-    g = torch.Generator().manual_seed(1)
+    g, others = torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)
 
     def random(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=g) * 0.2
 
+    def norm(size: int) -> Tensor:
+        """Not all ones, so that a norm left out or put elsewhere shows."""
+        return 1 + torch.rand(size, generator=others)
+
     head_dim, kv = HIDDEN // HEADS, HIDDEN // HEADS * KV_HEADS
     tensors = {
         "fc.weight": random(HIDDEN, 2 * HIDDEN),
-        "hidden_norm.weight": torch.ones(HIDDEN),
-        "norm.weight": torch.ones(HIDDEN),
+        "hidden_norm.weight": norm(HIDDEN),
+        "norm.weight": norm(HIDDEN),
         "markov_head.markov_w1.weight": random(VOCAB, RANK) * 4,
         "markov_head.markov_w2.weight": random(VOCAB, RANK) * 4,
         "confidence_head.proj.weight": random(1, HIDDEN + RANK),
@@ -82,7 +86,7 @@ def write_draft(folder: Path) -> None:
         "input_layernorm": HIDDEN,
         "post_attention_layernorm": HIDDEN,
     }.items():
-        tensors[f"layers.0.{name}.weight"] = torch.ones(size)
+        tensors[f"layers.0.{name}.weight"] = norm(size)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config = {
