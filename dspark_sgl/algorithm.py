@@ -96,13 +96,16 @@ class DrafterAlgorithm(CustomSpecAlgo):
 
     def _configure(self, args: Any) -> None:
         refuse_settings(args, self.name)
-        refuse_target(_config_folder(args.model_path, args.revision), self.name)
+        on_gpu = not isinstance(current_platform, CpuPlatform)
+        refuse_target(_config_folder(args.model_path, args.revision), self.name, on_gpu)
         if args.speculative_num_steps is not None and args.speculative_num_steps < 1:
             raise DraftError("--speculative-num-steps must be at least 1; for plain decoding use --dspark-policy off")
-        if not isinstance(current_platform, CpuPlatform):
+        if on_gpu:
             _use_flashinfer(args, self.name)
+            # SGLang's autotuner runs a verify forward, for which it knows the inputs of drafters with a model only.
+            args.disable_flashinfer_autotune |= not self.drafter_class.uses_target_hidden
         policy = find_policy(policy_name())
-        if isinstance(current_platform, CpuPlatform) or not self.supports_overlap:
+        if not on_gpu or not self.supports_overlap:
             args.disable_overlap_schedule = True
         # The graphs of a round are ours (graphs.py), and so this says only whether the user wants any.
         args.disable_decode_cuda_graph = args.cuda_graph_config.decode.backend == Backend.DISABLED
@@ -152,7 +155,7 @@ def _use_flashinfer(args: Any, algorithm: str) -> None:
         # By now SGLang has put its own choice for this GPU where the user made none, and both look alike.
         logger.info("%s: attention runs on FlashInfer, which takes the masks of its trees", algorithm)
     args.attention_backend = "flashinfer"
-    args.prefill_attention_backend = args.decode_attention_backend = None
+    args.prefill_attention_backend = args.decode_attention_backend = args.speculative_draft_attention_backend = None
 
 
 def _config_folder(name: str, revision: str | None) -> Path:

@@ -25,6 +25,13 @@ _PLUGIN = (
     _srt("plugins.hook_registry.HookType.AFTER", "", "hooking where no extension point is"),
     _srt("mem_cache.kv_cache_configurator.get_req_to_token_extra_context_len", "", "room at the context's end"),
     _srt("mem_cache.allocation_sizing.get_alloc_reserve_per_decode", "", "room at the context's end"),
+    _srt("managers.tokenizer_manager.compute_num_reserved_tokens", "", "requests up to the context's end"),
+    _srt(
+        "managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor._resolve_spec_v2_tokens",
+        "result batch",
+        "runs that end where plain decoding stops",
+    ),
+    _srt("session.session_controller.Session.create_req", "", "sessions that go on from where a turn stopped"),
     _srt("server_args.ServerArgs.add_cli_args", "parser", "adding --dspark-policy"),
     _srt("managers.tokenizer_manager.TokenizerManager._validate_one_request", "", "refusing bad custom_params"),
     _srt(
@@ -102,6 +109,11 @@ _FORWARD = (
         "num_tokens",
         "what a verify graph is captured with",
     ),
+    _srt(
+        "layers.attention.flashinfer_backend.FlashInferAttnBackend.init_cuda_graph_state",
+        "max_bs max_num_tokens kv_indices_buf",
+        "one room for the indices and masks of all graphs",
+    ),
     _srt("model_executor.graph_shared_output.GraphSharedOutput.__init__", "device max_rows", "CUDA graphs of a round"),
     _srt("model_executor.model_runner.ModelRunner._get_attention_backend", "", "an attention plan for each width"),
     _srt("model_executor.forward_batch_info.CaptureHiddenMode.FULL", "", "the target's hidden states"),
@@ -134,6 +146,7 @@ _FORWARD = (
 )
 
 _CONSTRAINTS = (
+    _srt("constrained.base_grammar_backend.BaseGrammarObject.rollback", "k", "knowing which grammars go back"),
     _srt("sampling.penaltylib.repetition_penalty.apply_scaling_penalties", "", "repetition penalties on verify rows"),
     _srt("speculative.spec_utils.GrammarTree.from_host", "", "grammars over a tree"),
     _srt("speculative.spec_utils.generate_token_bitmask", "", "grammars over a tree"),

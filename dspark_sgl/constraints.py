@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from sglang.srt.constrained.base_grammar_backend import BaseGrammarObject
 from sglang.srt.sampling.penaltylib.repetition_penalty import apply_scaling_penalties
 from sglang.srt.speculative.spec_utils import GrammarTree, generate_token_bitmask
 from torch import Tensor
@@ -18,12 +19,23 @@ from dspark_sgl.kernels.layout import ROOT, TreeLayout
 from dspark_sgl.kernels.staging import pinned
 
 
-def has_moving_penalties(params: Any) -> bool:
-    """A penalty that depends on the tokens emitted so far. Inside a tree every branch would need its own count, so such
-    a request gets one row per round, where SGLang counts as it does for plain decoding."""
+def needs_one_row(request: Any) -> bool:
+    """A request whose constraints follow its text and cannot be asked about drafts: it gets the anchor's row alone in
+    every round, where SGLang applies them as it does for plain decoding."""
+    return _has_moving_penalties(request.sampling_params) or not _goes_back(request.grammar)
+
+
+def _has_moving_penalties(params: Any) -> bool:
+    """A penalty that depends on the tokens emitted so far. Inside a tree every branch would need its own count."""
     return bool(
         params.frequency_penalty or params.presence_penalty or params.repetition_penalty != 1.0 or params.min_new_tokens
     )
+
+
+def _goes_back(grammar: Any) -> bool:
+    """Whether a grammar can be walked down one branch of a tree and then another. That of Outlines cannot."""
+    inner = getattr(grammar, "grammar", grammar)  # with reasoning before it, SGLang wraps one
+    return inner is None or type(inner).rollback is not BaseGrammarObject.rollback
 
 
 def constrain(logits: Tensor, layout: TreeLayout, info: Any, grammar: GrammarRows | None) -> None:

@@ -26,7 +26,7 @@ from .clock import ROUND
 from .load import LoadMeter, Step
 from .metrics import Metrics
 from .minute import Minute
-from .plan import Past, Plan, Ride
+from .plan import MOST_ROWS, Past, Plan, Ride
 from .policy_in_force import PolicyInForce
 from .policy_watch import PolicyWatch
 from .recorder import Recorder
@@ -83,9 +83,10 @@ class Governor:
         snapshot = self.load.snapshot(lens)
         active = self._current.rules.batch(snapshot)
         limits = [self._current.rules.request(active, snapshot, r.signals, r.max_depth) for r in requests]
+        room = max(0, MOST_ROWS // max(1, len(requests)) - 1)
         batch = Batch(
-            min_depth=np.array([limit.min_depth for limit in limits]),
-            max_depth=np.array([limit.max_depth for limit in limits]),
+            min_depth=np.array([limit.min_depth for limit in limits]).clip(max=room),
+            max_depth=np.array([limit.max_depth for limit in limits]).clip(max=room),
             weight=np.array([limit.weight for limit in limits]),
             context=sum(lens),
             signals=snapshot.values,
@@ -95,7 +96,7 @@ class Governor:
         tree = self._shape.settle(active.shape, len(requests))
         drawn = method != "match" and any(request.signals.temperature > 0 for request in requests)
         past = self._past["chain" if tree is None else "drawn tree" if drawn else "tree"]
-        grown = None if tree is None else TreeShape(tree.max_nodes, tree.branch)
+        grown = None if tree is None else TreeShape(max(1, min(tree.max_nodes, room)), tree.branch)
         depths = scheduler.draft_depths(batch, *past.expected(len(lens), grown))
         drafted, batch = depths.tolist(), batch.within(depths)
         settled = grown is None and self._whole and self._sound and scheduler.takes_all(batch)

@@ -23,13 +23,12 @@ from sglang.srt.runtime_context import get_exec
 from dspark_sgl.kernels.layout import TreeLayout, chain_layout
 from dspark_sgl.spec_algos.protocol import Drafter
 
+from .plan import MOST_ROWS
 from .verify_input import VerifyInput
 from .verify_plan import plan_on_host
 
 logger = logging.getLogger(__name__)
 
-MOST_ROWS = 2048
-"""Of a verify graph. Beyond it a step is long enough that launching its kernels one by one is hidden."""
 DEFAULT_REQUESTS = 256
 
 
@@ -39,15 +38,17 @@ class VerifyGraphs:
     chains, trees: the rungs, rows of each request, ascending; capture: what a forward keeps for the drafter
     """
 
+    _said = False  # that a round was more than any rung holds
+
     def __init__(self, target: Any, chains: list[int], trees: list[int], capture: CaptureHiddenMode) -> None:
-        _give_logits_room(target, (1, *chains, *trees))
+        room = AttentionRoom(target, (1, *chains, *trees))
         with _capturing(1):
-            self._decode = _DecodeRung(target, capture)
+            self._decode = _DecodeRung(target, room, capture)
         self._rungs: dict[bool, dict[int, DecodeCudaGraphRunner]] = {True: {}, False: {}}
         for is_chain, widths in ((True, chains), (False, trees)):
             for width in widths:
                 with _capturing(width):
-                    self._rungs[is_chain][width] = _VerifyRung(target, width, is_chain, capture)
+                    self._rungs[is_chain][width] = _VerifyRung(target, room, width, is_chain, capture)
         self._last: DecodeCudaGraphRunner = self._decode
         logger.info(
             "dspark: CUDA graphs of 1 row a request, of chains of %s, of trees of %s",
@@ -61,8 +62,12 @@ class VerifyGraphs:
     def fit(self, layout: TreeLayout) -> TreeLayout:
         """The layout itself, or padded to the next rung that holds its batch."""
         for width, rung in self._rungs[layout.is_chain].items():
-            if width >= layout.max_width:
-                return layout if layout.batch_size > rung.max_bs else layout.padded(layout.batch_size, width)
+            if width >= layout.max_width and layout.batch_size <= rung.max_bs:
+                return layout.padded(layout.batch_size, width)
+        if not self._said:
+            self._said = True
+            size = f"{layout.batch_size} requests of up to {layout.max_width} rows"
+            logger.info("dspark: a round of %s is more than any CUDA graph holds; such rounds run eagerly", size)
         return layout
 
     # -- What SGLang asks of the runner ------------------------------------------------------------------------------
@@ -102,11 +107,14 @@ def capture_graphs(
     widths = ladder(width, block)
     # A tree of fewer nodes than the block has takes as many rows as the block.
     chains, trees = [rung for rung in widths if rung <= block + 1], [rung for rung in widths if rung > block]
+    _give_logits_room(target, (1, *widths, drafter.block_rows or 1))
     graphs = VerifyGraphs(target, chains, trees, capture)
     target.decode_cuda_graph_runner = graphs
     if drafter.block_rows and drafter.draft_worker is not None:
         runner, rows = drafter.draft_worker.model_runner, drafter.block_rows
-        _give_logits_room(runner, (rows,))
+        if runner.graph_shared_output is None:
+            runner.graph_shared_output = target.graph_shared_output  # one is done with it before the other begins
+        AttentionRoom(runner, (rows,)).lend(runner.attn_backend)
         with _capturing(rows):
             runner.decode_cuda_graph_runner = DecodeCudaGraphRunner(
                 runner, speculative_num_steps=rows, speculative_num_draft_tokens=rows
@@ -161,13 +169,42 @@ def _capturing(width: int) -> Iterator[None]:
         decode.bs = before
 
 
+class AttentionRoom:
+    """Where all rungs of a runner keep their KV indices and packed masks, which every replay writes anew.
+
+    SGLang would make both for each rung, with an index and a byte per row and token of the context. An index per
+    request and token does, and a bit per row: 170 MB instead of 6 GB for 256 requests of 128k tokens.
+    """
+
+    def __init__(self, runner: Any, widths: tuple[int, ...]) -> None:
+        context = runner.model_config.context_len + max(widths)
+        rungs = [(batch_sizes(width, most_requests())[-1], width) for width in widths]
+        indices = max(requests for requests, _ in rungs) * context
+        mask = max(requests * ((width * context + 7) // 8) for requests, width in rungs)
+        self._indices = torch.zeros(indices, dtype=torch.int32, device=runner.device)
+        self._mask = torch.zeros(mask, dtype=torch.uint8, device=runner.device)
+
+    def lend(self, backend: Any) -> Any:
+        """The backend, which will use it for the graphs it is asked to prepare."""
+        prepare = backend.init_cuda_graph_state
+
+        def within(max_bs: int, max_num_tokens: int) -> None:
+            prepare(max_bs, max_num_tokens, kv_indices_buf=self._indices)
+            backend.cuda_graph_custom_mask = self._mask
+
+        backend.init_cuda_graph_state = within
+        return backend
+
+
 class _VerifyRung(DecodeCudaGraphRunner):
     """Verify forwards of `width` rows per request, of trees under a mask. What an attention backend plans for one rung
     is not what another needs, so each has its own; the scratch memory is shared."""
 
-    def __init__(self, target: Any, width: int, is_chain: bool, capture: CaptureHiddenMode) -> None:
+    def __init__(
+        self, target: Any, room: AttentionRoom, width: int, is_chain: bool, capture: CaptureHiddenMode
+    ) -> None:
         self._is_chain, self._capture_hidden = is_chain, capture
-        backend = target._get_attention_backend()
+        backend = room.lend(target._get_attention_backend())
         super().__init__(
             target, attn_backend=backend, speculative_num_steps=width - 1, speculative_num_draft_tokens=width
         )
@@ -187,11 +224,11 @@ class _VerifyRung(DecodeCudaGraphRunner):
 class _DecodeRung(DecodeCudaGraphRunner):
     """SGLang's own decode step, which its runner captures only for servers that never speculate."""
 
-    def __init__(self, target: Any, capture: CaptureHiddenMode) -> None:
+    def __init__(self, target: Any, room: AttentionRoom, capture: CaptureHiddenMode) -> None:
         self._capture_hidden = capture
         super().__init__(
             target,
-            attn_backend=target._get_attention_backend(),
+            attn_backend=room.lend(target._get_attention_backend()),
             speculative_num_steps=0,
             speculative_num_draft_tokens=1,
         )

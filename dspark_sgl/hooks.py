@@ -1,4 +1,4 @@
-"""The seven places where SGLang has no extension point and we wrap a function of its. Each is in `compat_surface.py`.
+"""The ten places where SGLang has no extension point and we wrap a function of its. Each is in `compat_surface.py`.
 
 A server whose algorithm is not ours gets an option it may ignore and, on our CPU platform, torch twins of what fills
 the slot table; nothing else changes for it.
@@ -21,6 +21,7 @@ from .algorithm import DrafterAlgorithm
 from .cpu_kv_pool import assign_slots, last_slots
 from .cpu_platform import CpuPlatform
 from .settings import add_cli_args
+from .stops import cut_runs, trim_turn
 
 ADD_CLI_ARGS = "sglang.srt.server_args.ServerArgs.add_cli_args"
 VALIDATE_REQUEST = "sglang.srt.managers.tokenizer_manager.TokenizerManager._validate_one_request"
@@ -29,8 +30,21 @@ INTERNAL_STATE = (
 )
 POOL_STATS = "sglang.srt.managers.scheduler.Scheduler.init_pool_stats_observer"
 SLOT_HEADROOM = "sglang.srt.mem_cache.kv_cache_configurator.get_req_to_token_extra_context_len"
+ACCEPTED_RUNS = (
+    "sglang.srt.managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor"
+    "._resolve_spec_v2_tokens"
+)
+SESSION_TURN = "sglang.srt.session.session_controller.Session.create_req"
+OUTPUT_HEADROOM = "sglang.srt.managers.tokenizer_manager.compute_num_reserved_tokens"
 ASSIGN_SLOTS = "sglang.srt.mem_cache.allocation.assign_req_to_token_pool_func"
 LAST_SLOTS = "sglang.srt.mem_cache.allocation.get_last_loc"
+
+
+_UNSERVED = (
+    *("return_hidden_states", "return_sampling_mask", "return_routed_experts", "return_indexer_topk"),
+    *("token_indices_to_pool", "multi_item_delimiter_indices"),
+)
+"""Fields of a request: what a round does not keep, and scores read out of a prefill, which SGLang then leaves out."""
 
 
 def register() -> None:
@@ -40,6 +54,9 @@ def register() -> None:
     HookRegistry.register(INTERNAL_STATE, _after_internal_state, HookType.AFTER)
     HookRegistry.register(POOL_STATS, _after_pool_stats, HookType.AFTER)
     HookRegistry.register(SLOT_HEADROOM, _after_slot_headroom, HookType.AFTER)
+    HookRegistry.register(ACCEPTED_RUNS, _after_accepted_runs, HookType.AFTER)
+    HookRegistry.register(SESSION_TURN, _before_session_turn, HookType.BEFORE)
+    HookRegistry.register(OUTPUT_HEADROOM, _after_output_headroom, HookType.AFTER)
     if isinstance(current_platform, CpuPlatform):
         HookRegistry.register(ASSIGN_SLOTS, assign_slots, HookType.REPLACE)
         HookRegistry.register(LAST_SLOTS, last_slots, HookType.REPLACE)
@@ -56,8 +73,8 @@ def _before_validate_request(_manager: Any, request: Any, _input_ids: list[int])
     params = request.sampling_params
     if isinstance(params, dict):
         parse_request_options(params.get("custom_params"))
-    for name in ("return_hidden_states", "return_sampling_mask"):
-        if getattr(request, name, False):
+    for name in _UNSERVED:
+        if getattr(request, name, None):
             raise ValueError(
                 f"{name} is not available with this speculative algorithm; start the server without "
                 "--speculative-algorithm"
@@ -72,9 +89,14 @@ def _after_internal_state(_result: Any, controller: Any, state: dict[str, Any]) 
 
 
 def _after_pool_stats(_result: Any, scheduler: Any) -> None:
-    """From here on the scheduler can say how full its queue and its KV pool are: signals of a policy."""
+    """From here on the scheduler can say how full its queue and its KV pool are, signals of a policy; and it knows how
+    long a request can grow."""
     if isinstance(scheduler.spec_algorithm, DrafterAlgorithm) and scheduler.draft_worker is not None:
         scheduler.draft_worker.watch(scheduler)
+        # The last of a pool that a round may reserve is nobody's; a lone request that grew into it would be aborted.
+        room = scheduler.max_total_num_tokens - get_alloc_reserve_per_decode() - scheduler.page_size
+        scheduler.max_req_len = min(scheduler.max_req_len, room)
+        scheduler.max_req_input_len = min(scheduler.max_req_input_len, room - 5)
 
 
 def _after_slot_headroom(columns: int) -> int:
@@ -83,6 +105,21 @@ def _after_slot_headroom(columns: int) -> int:
     SGLang keeps room for one verify and reserves two, so a wide tree near the end of the context would leave its row.
     """
     return max(columns, get_alloc_reserve_per_decode()) if _ours(get_spec().speculative_algorithm) else columns
+
+
+def _after_accepted_runs(runs: list[list[int]], _processor: Any, _result: Any, batch: Any) -> list[list[int]]:
+    return cut_runs(runs, batch.reqs) if isinstance(batch.spec_algorithm, DrafterAlgorithm) else runs
+
+
+def _before_session_turn(session: Any, request: Any, *_: Any, **__: Any) -> None:
+    # Of a streaming session SGLang trims the last turn itself.
+    if not session.streaming and _ours(get_spec().speculative_algorithm):
+        trim_turn(session, request.session_params.rid)
+
+
+def _after_output_headroom(tokens: int) -> int:
+    """Output tokens that a request is refused for at the context's end: none, since `SLOT_HEADROOM` has room."""
+    return 0 if _ours(get_spec().speculative_algorithm) else tokens
 
 
 def _ours(algorithm: str | None) -> bool:

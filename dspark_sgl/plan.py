@@ -22,6 +22,9 @@ from .clock import PLAIN, ROUND
 from .load import Step
 from .request_view import RequestLoad
 
+MOST_ROWS = 2048
+"""Of a round. So many keep any device busy, and no memory has been set aside for the logits of more."""
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from dspark_sgl.policies.language import DEFAULT_TIER
-from dspark_sgl.policies.requests import parse_request_options
+from dspark_sgl.policies.requests import RequestOptions, parse_request_options
 from dspark_sgl.policies.signals import RequestSignals
 from dspark_sgl.spec_algos.protocol import History
 
-from .constraints import has_moving_penalties
+from .constraints import needs_one_row
+
+logger = logging.getLogger(__name__)
 
 
 class RequestHistory(History):
@@ -60,9 +63,15 @@ class _Record:
     emitted: int = 0
 
     @classmethod
-    def of(cls, params: Any) -> _Record:
-        options = parse_request_options(params.custom_params)
-        max_depth = 0 if has_moving_penalties(params) else options.max_depth
+    def of(cls, request: Any) -> _Record:
+        params = request.sampling_params
+        try:
+            options = parse_request_options(params.custom_params)
+        except ValueError as error:
+            # Refused with a 400 where requests come in by HTTP or Python; there are other ways in.
+            logger.warning("request %s: %s; ignored", request.rid, error)
+            options = RequestOptions()
+        max_depth = 0 if needs_one_row(request) else options.max_depth
         # SGLang spells temperature 0 as top_k = 1.
         temperature = 0.0 if params.top_k == 1 else float(params.temperature)
         return cls(options.tier or DEFAULT_TIER, max_depth, temperature)
@@ -95,5 +104,5 @@ class RequestBook:
     def _record(self, request: Any) -> _Record:
         record = self._records.get(request)
         if record is None:
-            record = self._records[request] = _Record.of(request.sampling_params)
+            record = self._records[request] = _Record.of(request)
         return record

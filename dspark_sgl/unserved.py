@@ -1,17 +1,24 @@
-"""Targets and settings of SGLang's that our worker does not serve, each refused in one line before anything is loaded.
+"""Targets and settings of SGLang's that our worker does not serve, each refused in one line.
 
-What is not named here is served, or refused by SGLang itself. Reads a config.json and the server's arguments only.
+What is not named here is served, or refused by SGLang itself. Loads nothing: it reads a config.json, the server's
+arguments, and what SGLang says of a target that it has loaded.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
+
+from dspark_sgl.policies.requests import parse_request_options
 
 from .draft_config import DraftError, read_json
 
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
+_SINKS = {"gpt_oss", "granite_swa", "granitemoe_swa"}
+"""Model types whose attention has sinks, where no field of the config says so."""
 _RECURRENT = (
     "conv_L_cache",
     "hybrid_override_pattern",
@@ -23,34 +30,80 @@ _RECURRENT = (
     "ssm_",
 )
 """How fields begin that only a model with recurrent layers has: Mamba, linear attention, short convolutions."""
+_WINDOWS = "has sliding windows, and SGLang's FlashInfer backend would show its verify rows too much"
+
+SWITCHES = {
+    "enable_mis": "scores",
+    "enable_pdmux": "prefill in pieces",
+    "enable_return_indexer_topk": "such output",
+    "enable_return_routed_experts": "such output",
+    "enable_two_batch_overlap": "halves",
+    "is_embedding": "embeddings",
+}
+"""Switches of SGLang's, each for something that a round does not have."""
 
 
 def refuse_settings(args: Any, algorithm: str) -> None:
     """Raises DraftError for what the server was started with."""
+    for option, why in _settings(args):
+        raise DraftError(f"{algorithm} does not run with {option}: {why}; remove it")
+    preferred = args.preferred_sampling_params or {}
+    try:
+        parse_request_options((json.loads(preferred) if isinstance(preferred, str) else preferred).get("custom_params"))
+    except ValueError as error:
+        raise DraftError(f"--preferred-sampling-params: {error}") from None
+
+
+def _settings(args: Any) -> Iterator[tuple[str, str]]:
+    """Options that are set and cannot be served, with the reason."""
+    for name, what in SWITCHES.items():
+        if getattr(args, name):
+            yield f"--{name.replace('_', '-')}", f"a round has no {what}"
+    if args.tokenizer_worker_num > 1:
+        yield "--tokenizer-worker-num", "SGLang loads no plugins in these processes, and they ask for the algorithm"
     if args.pp_size != 1:
-        raise DraftError(f"{algorithm} does not run with pipeline parallelism; remove --pp-size {args.pp_size}")
+        yield f"--pp-size {args.pp_size}", "a round is one forward of the whole target"
     if args.attn_dp_size > 1:
-        # A rank without requests would have to join the others' rounds with an empty one.
-        raise DraftError(f"{algorithm} does not run with data-parallel attention; use --dp-size without it")
+        yield "data-parallel attention", "a rank without requests would have to join the rounds of the others"
     if args.disaggregation_mode != "null":
-        # A decode server is handed KV and no context of the drafter.
-        raise DraftError(f"{algorithm} does not run with --disaggregation-mode {args.disaggregation_mode}; remove it")
+        yield f"--disaggregation-mode {args.disaggregation_mode}", "KV comes without the drafter's context"
+    for name, served in (("moe_a2a_backend", {"none"}), ("moe_dense_tp_size", {None, args.tp_size}), ("dcp_size", {1})):
+        if getattr(args, name) not in served:
+            yield f"--{name.replace('_', '-')} {getattr(args, name)}", "it counts on as many rows of every request"
 
 
-def refuse_target(folder: Path, algorithm: str) -> None:
-    """Raises DraftError for a target whose layers a verify of ours does not fit."""
+def refuse_target(folder: Path, algorithm: str, on_gpu: bool = False) -> None:
+    """Raises DraftError for a target whose layers a verify of ours does not fit. on_gpu: nor FlashInfer's"""
     file = folder / "config.json"
     if not file.is_file():
         return  # SGLang says so
     whole = read_json(file)
     text = whole["text_config"] if isinstance(whole.get("text_config"), Mapping) else whole
-    for problem in _problems(text):
+    for problem in chain(_problems(text), _problems_on_gpu(text) if on_gpu else ()):
         raise DraftError.at(file, problem, f"start without --speculative-algorithm {algorithm}")
 
 
+def refuse_runner(target: Any, algorithm: str) -> None:
+    """Raises DraftError for what no config tells and SGLang's model runner of the loaded target does."""
+    if target.device == "cuda" and target.sliding_window_size not in (None, -1):
+        raise DraftError(f"the target {_WINDOWS}; start without --speculative-algorithm {algorithm}")
+
+
+def _problems_on_gpu(config: Mapping[str, Any]) -> Iterator[str]:
+    # FlashInfer's backend takes the window off the request's first row, and off a mask not at all.
+    if "sliding_attention" in (config.get("layer_types") or ()):
+        yield f"the target {_WINDOWS}"
+
+
 def _problems(config: Mapping[str, Any]) -> Iterator[str]:
+    if config.get("is_encoder_decoder"):
+        yield "the target has an encoder beside its decoder, which a verify row knows nothing of"
     if config.get("kv_lora_rank") or config.get("compress_ratios"):
         yield "the target has latent or compressed attention (MLA), which takes no mask of ours"
+    if config.get("attention_chunk_size"):
+        yield "the target has attention in chunks, where ours looks back at everything"
+    if config.get("model_type") in _SINKS or any("attention_sink" in name for name, on in config.items() if on):
+        yield "the target has attention sinks, of which our attention knows nothing"
     kinds = set(config.get("layer_types") or ()) - _ATTENTION
     recurrent = sorted(name for name, value in config.items() if value and name.startswith(_RECURRENT))
     if kinds or recurrent:

@@ -42,6 +42,7 @@ from .request_view import RequestHistory
 from .sampling import Sampling, accept
 from .seen import Seen
 from .steps import Steps
+from .unserved import refuse_runner
 from .verify_input import VerifyInput
 
 Publish = Callable[[Tensor], None]
@@ -57,6 +58,7 @@ class SpecWorker(BaseSpecWorker):
         self._target_worker = target_worker
         self._target = target_worker.model_runner
         self.device = self._target.device
+        refuse_runner(self._target, self.drafter_class.algorithm)
         self._drafter = self.drafter_class(
             DrafterContext(server_args, target_worker, gpu_id, nccl_port, block=get_spec().speculative_num_steps)
         )

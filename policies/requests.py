@@ -40,6 +40,8 @@ def parse_request_options(custom_params: Mapping[str, object] | None) -> Request
 def _max_depth(value: object) -> int | None:
     if value is None:
         return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # gRPC knows no whole numbers
     # True is an int in Python, and not a depth.
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_DEPTH:
         raise ValueError(

@@ -37,7 +37,7 @@ SHARED = (
 FULL_BLOCK = "version: 1\nname: full-block\nschedule: {kind: fixed, depth: 7}\n"
 
 
-REAL = ("test_server", "test_server_trees", "test_server_commands", "test_server_policy")
+REAL = ("test_server", "test_server_stops", "test_server_trees", "test_server_commands", "test_server_policy")
 """The files that ask `plain_server` and `spec_server`."""
 LONGEST_FIRST = ("test_server_algorithms", *REAL, "test_server_ranks", "test_server_replicas", "test_server_faults")
 

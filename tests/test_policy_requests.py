@@ -14,8 +14,9 @@ def test_a_request_that_says_nothing_gets_the_defaults(params):
     assert parse_request_options(params) == RequestOptions()
 
 
-def test_a_request_may_set_depth_and_tier():
-    params = {"dspark": {"max_depth": 3, "tier": "interactive"}, "other": 1}
+@pytest.mark.parametrize("depth", [3, 3.0])
+def test_a_request_may_set_depth_and_tier(depth):
+    params = {"dspark": {"max_depth": depth, "tier": "interactive"}, "other": 1}
     assert parse_request_options(params) == RequestOptions(3, "interactive")
 
 
@@ -29,7 +30,8 @@ def test_a_request_may_set_depth_and_tier():
         ({"max_depth": -1}, "0 to 64"),
         ({"max_depth": 65}, "0 to 64"),
         ({"max_depth": True}, "0 to 64"),
-        ({"max_depth": 3.0}, "0 to 64"),
+        ({"max_depth": 3.5}, "0 to 64"),
+        ({"max_depth": float("inf")}, "0 to 64"),
         ({"max_depth": "3"}, "0 to 64"),
         ({"tier": 3}, "tier must be text"),
         ({"tier": ""}, "tier must be text"),

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from dspark_sgl.settings import POLICY_VARIABLE
+from dspark_sgl.unserved import SWITCHES
 
 from .draft_checkpoints import TARGET, write_draft
 
@@ -37,6 +38,13 @@ def args(tmp_path: Path) -> SimpleNamespace:
         pp_size=1,
         attn_dp_size=1,
         disaggregation_mode="null",
+        tokenizer_worker_num=1,
+        tp_size=1,
+        moe_a2a_backend="none",
+        moe_dense_tp_size=None,
+        dcp_size=1,
+        preferred_sampling_params=None,
+        **dict.fromkeys(SWITCHES, False),
         cuda_graph_config=CudaGraphConfig(decode=PhaseConfig("full"), prefill=PhaseConfig("full")),
     )
 
@@ -113,11 +121,23 @@ def test_an_unknown_policy(args: SimpleNamespace, monkeypatch: pytest.MonkeyPatc
         ("pp_size", 2, "--pp-size 2"),
         ("attn_dp_size", 2, "data-parallel attention"),
         ("disaggregation_mode", "decode", "--disaggregation-mode decode"),
+        ("tokenizer_worker_num", 2, "--tokenizer-worker-num"),
+        ("moe_a2a_backend", "deepep", "--moe-a2a-backend deepep"),
+        ("moe_dense_tp_size", 2, "--moe-dense-tp-size 2"),
+        ("dcp_size", 2, "--dcp-size 2"),
+        ("preferred_sampling_params", {"custom_params": {"dspark": {"max_depth": -1}}}, "max_depth must be"),
+        ("preferred_sampling_params", '{"custom_params": {"dspark": 3}}', "--preferred-sampling-params"),
+        *((name, True, f"--{name.replace('_', '-')}") for name in SWITCHES),
     ],
 )
 def test_a_setting_that_rounds_do_not_fit(args: SimpleNamespace, field: str, value: object, named: str) -> None:
     setattr(args, field, value)
     assert named in refusal(args)
+
+
+def test_preferred_parameters_may_name_a_depth(args: SimpleNamespace) -> None:
+    args.preferred_sampling_params = {"temperature": 0.5, "custom_params": {"dspark": {"max_depth": 2}}}
+    configure(args)
 
 
 @pytest.mark.parametrize(
@@ -127,6 +147,10 @@ def test_a_setting_that_rounds_do_not_fit(args: SimpleNamespace, field: str, val
         ({"compress_ratios": [4, 128]}, "MLA"),
         ({"layer_types": ["linear_attention", "full_attention"]}, "linear_attention"),
         ({"mamba_d_state": 128}, "mamba_d_state"),
+        ({"is_encoder_decoder": True}, "encoder"),
+        ({"model_type": "gpt_oss"}, "sinks"),
+        ({"add_swa_attention_sink_bias": True}, "sinks"),
+        ({"layer_types": ["chunked_attention"], "attention_chunk_size": 8192}, "chunks"),
         ({"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}, "M-RoPE"),
     ],
 )

@@ -32,6 +32,7 @@ class Request:
     def __init__(self, name: str) -> None:
         self.rid, self.origin_input_ids, self.output_ids = name, [0] * LENGTH, [1]
         self.ended = self.is_retracted = False
+        self.grammar = None
         self.sampling_params = SimpleNamespace(
             custom_params=None,
             top_k=1,
