@@ -266,10 +266,11 @@ class SpecWorker(BaseSpecWorker):
                 tree=plan.tree,
             )
         )
-        parents = proposal.parents
-        return replace(
-            proposal, tokens=agree(proposal.tokens), parents=None if parents is None else agree(parents.contiguous())
-        )
+        tokens, parents = agree(proposal.tokens), proposal.parents
+        if not self._drafter.on_device:
+            # Who copies from the text may copy an image's placeholders, which have no embedding.
+            tokens = tokens.clamp(max=self._target.model_config.vocab_size - 1)
+        return replace(proposal, tokens=tokens, parents=None if parents is None else agree(parents.contiguous()))
 
     def _select(self, anchors: Tensor, proposal: Proposal, seen: Seen) -> TreeLayout:
         """The part of the proposal that is worth the target's time. Its shape is settled on the host."""
