@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from .frontier import MEANING, compare
 from .launch import (
     STDOUT,
     add_json_argument,
@@ -143,7 +144,8 @@ def run(options: argparse.Namespace) -> int:
         write_dataset(prompts, options.max_new_tokens, dataset)
         with ArmServers(arms, model, options.sglang) as servers:
             points = _measure(servers, arms, loads, model, dataset, len(prompts), options)
-    report = {"points": [point.entry() for point in points], "run": _facts(options, model, len(prompts))}
+    entries = [point.entry() for point in points]
+    report = {"points": entries, "frontier": compare(entries), "run": _facts(options, model, len(prompts))}
     if options.json != STDOUT:
         print("\n".join(table(report)))
     if options.json:
@@ -238,4 +240,18 @@ def table(report: dict[str, Any]) -> list[str]:
                 f"{point['itl_ms']['p50']:8.1f} {point['itl_ms']['p99']:7.1f}"
             )
         lines.append("")
+    return [*lines, *_frontiers(report, width)]
+
+
+def _frontiers(report: dict[str, Any], width: int) -> list[str]:
+    """What `frontier.compare` says, an arm a line; nothing of a single arm."""
+    first, *others = report["frontier"]
+    if not others:
+        return []
+    labels = [label for label, _ in by_load(report["points"])]
+    lines = [MEANING.format(first=first), f"{'':{width}} {'area':>9} " + " ".join(f"{label:>14}" for label in labels)]
+    for arm in others:
+        told = report["frontier"][arm]
+        matched = " ".join(f"{'-' if ratio is None else f'{ratio:.2f}':>14}" for ratio in told["matched"])
+        lines.append(f"{arm:{width}} {told['area']:9.2f} {matched}")
     return lines

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from typing import Any
 
+from .frontier import MEANING
 from .load_client import by_load
 from .picture import new_figure
 
@@ -49,6 +50,7 @@ def page(report: dict[str, Any]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>Under load: {escape(run['model'])}</title><style>{STYLE}</style></head><body>\n"
         f"<h1>Under load: {escape(run['model'])}</h1>\n<p>{escape(about)}</p>\n{figures}\n"
+        f"<h2>Frontiers</h2>{_frontiers(report)}\n"
         f"<h2>All figures</h2><div class=wide>{_table(points)}</div>\n</body></html>\n"
     )
 
@@ -173,7 +175,18 @@ def _percentiles(name: str) -> Draw:
     return draw
 
 
-# -- The table ---------------------------------------------------------------------------------------------------------
+# -- The tables --------------------------------------------------------------------------------------------------------
+
+
+def _frontiers(report: dict[str, Any]) -> str:
+    first, *others = report["frontier"]
+    rows = [["arm", "area", *(label for label, _ in by_load(report["points"]))]]
+    for arm in others:
+        told = report["frontier"][arm]
+        ratios = [told["area"], *told["matched"]]
+        rows.append([escape(arm), *("" if ratio is None else f"{ratio:.2f}" for ratio in ratios)])
+    cells = ["<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows]
+    return f"<p>{escape(MEANING.format(first=first))}</p><div class=wide><table>{''.join(cells)}</table></div>"
 
 
 def _table(points: Sequence[Entry]) -> str:

@@ -107,8 +107,8 @@ class BlockReference(DraftReference):
     skip: int
 
     @abstractmethod
-    def drafts(self, base: Tensor, anchor: int) -> list[int]:
-        """Columns of the vocabulary, from base logits `[D, Vq]`."""
+    def drafts(self, base: Tensor, features: Tensor, anchor: int) -> list[int]:
+        """Columns of the vocabulary, from base logits `[D, Vq]` and features `[D, H]`."""
 
     def target_hidden(self, tokens: list[int]) -> Tensor:
         return self.layers_of_target(tokens, self.config["target_layer_ids"])
@@ -125,7 +125,7 @@ class BlockReference(DraftReference):
             x = x + self.mlp(at, self.norm(f"{at}post_attention_layernorm", x))
         features = self.norm("norm", x)[self.skip :][:depth]
         base = linear(features, self.target.lm_head.weight)[:, self.vocabulary()]
-        return [self.vocabulary()[column] for column in self.drafts(base, text[-1])]
+        return [self.vocabulary()[column] for column in self.drafts(base, features, text[-1])]
 
     def attention(self, at: str, x: Tensor, context: Tensor) -> Tensor:
         """Block rows `[rows, H]`, at the positions behind `context` `[n, H]`, see all of it and one another."""
@@ -138,17 +138,29 @@ class BlockReference(DraftReference):
 
 
 class DSparkReference(BlockReference):
-    """A vanilla head: `x_k = argmax(U_k + W2 W1[x_{k-1}])`."""
+    """`x_k = argmax(U_k + W2 l_k)`, and `l_k` of `W1[x_{k-1}]` by the kind of head."""
 
     skip = 0
 
-    def drafts(self, base: Tensor, anchor: int) -> list[int]:
+    def drafts(self, base: Tensor, features: Tensor, anchor: int) -> list[int]:
         w1, w2 = (self.w[f"markov_head.markov_{name}.weight"] for name in ("w1", "w2"))
-        previous, columns = anchor, []
-        for logits in base:
-            columns.append(int((logits + w2[self.vocabulary()] @ w1[previous]).argmax()))
+        step = {"vanilla": self.vanilla, "gated": self.gated, "rnn": self.rnn}[self.config["markov_head_type"]]
+        previous, columns, state = anchor, list[int](), torch.zeros(w1.shape[1])
+        for logits, h in zip(base, features, strict=True):
+            latent, state = step(w1[previous], h, state)
+            columns.append(int((logits + w2[self.vocabulary()] @ latent).argmax()))
             previous = self.vocabulary()[columns[-1]]
         return columns
+
+    def vanilla(self, w: Tensor, h: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        return w, s
+
+    def gated(self, w: Tensor, h: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        return self.project("markov_head.gate_proj", torch.cat([h, w])).sigmoid() * w, s
+
+    def rnn(self, w: Tensor, h: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        gate, candidate, output = self.project("markov_head.joint_proj", torch.cat([s, w, h])).chunk(3)
+        return output.tanh(), gate.sigmoid() * s + (1 - gate.sigmoid()) * candidate.tanh()
 
 
 class DFlashReference(BlockReference):
@@ -156,8 +168,14 @@ class DFlashReference(BlockReference):
 
     skip = 1
 
-    def drafts(self, base: Tensor, anchor: int) -> list[int]:
+    def drafts(self, base: Tensor, features: Tensor, anchor: int) -> list[int]:
         return base.argmax(-1).tolist()
+
+
+class ReleasedDFlashReference(DFlashReference):
+    """DeepSpec's: it predicts the first draft."""
+
+    skip = 0
 
 
 class RecurrentReference(DraftReference):

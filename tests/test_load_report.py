@@ -13,6 +13,7 @@ import pytest
 
 from dspark_sgl.cli import main
 from dspark_sgl.cpu_activation import has_accelerator
+from dspark_sgl.frontier import Frontier, compare
 from dspark_sgl.load_arms import parse_arms
 from dspark_sgl.load_client import Load, Served
 from dspark_sgl.load_command import Point, table
@@ -53,7 +54,8 @@ def report() -> dict:
         "date": "2026-01-01",
         "versions": {"sglang": "0"},
     }
-    return json.loads(json.dumps({"points": [point.entry() for point in points], "run": run}))
+    entries = [point.entry() for point in points]
+    return json.loads(json.dumps({"points": entries, "frontier": compare(entries), "run": run}))
 
 
 def test_figures_are_medians_with_their_spread(report: dict) -> None:
@@ -69,6 +71,27 @@ def test_the_table_compares_with_plain_decoding(report: dict) -> None:
     lines = table(report)
     assert [line for line in lines if line in ("1 users", "4 users")] == ["1 users", "4 users"]
     assert re.search(r"<mine> +31\.0 +\(30\.0 to 32\.0\) +1\.48 ", lines[3])
+    assert lines[-3].startswith("Over plain: the area") and re.fullmatch(r"<mine>( +\d\.\d\d){3}", lines[-1])
+
+
+def points(*pairs: tuple[float, float], arm: str = "a") -> list[dict]:
+    return [{"arm": arm, "tps_per_user": speed, "output_tps": throughput} for speed, throughput in pairs]
+
+
+def test_a_frontier_leaves_out_what_is_worse_in_both_figures() -> None:
+    """Alone a user gets 30 tokens/s; of two each gets 25, of four 10; eight get less and make less."""
+    frontier = Frontier.of(points((30, 30), (25, 50), (10, 40), (8, 60), (5, 55)))
+    assert frontier == Frontier((8, 25, 30), (60, 50, 30))
+    assert frontier.area == pytest.approx(8 * 60 + 17 * 55 + 5 * 40)
+    assert [frontier.speed_at(t) for t in (61, 60, 55, 40, 10)] == [None, 8, 16.5, 27.5, 30]
+
+
+def test_frontiers_are_compared_with_the_first_arms() -> None:
+    """Half as fast again at every load."""
+    told = compare([*points((20, 20), (10, 40), arm="plain"), *points((30, 30), (15, 60), arm="mine")])
+    assert told["plain"] == {"area": 1, "matched": [1, 1]}
+    # Where plain makes 20, mine is as fast as it gets; where plain makes 40, mine still gives a user 25.
+    assert told["mine"] == {"area": pytest.approx(2.25), "matched": [1.5, 2.5]}
 
 
 def test_the_page_stands_alone(report: dict) -> None:
@@ -82,7 +105,7 @@ def test_the_page_stands_alone(report: dict) -> None:
         assert len(drawn.findall(".//{http://www.w3.org/2000/svg}path")) > 10
     named = re.findall(r'\bid="([^"]+)"', html)
     assert len(named) == len(set(named))
-    assert html.count("<td>") == 14 * len(report["points"])
+    assert html.partition("All figures")[2].count("<td>") == 14 * len(report["points"])
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")

@@ -14,7 +14,6 @@ Each algorithm is tried once, on a server of its own, and the tests judge what t
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -28,7 +27,20 @@ from . import long_texts, three_tokens, tiny_drafts, tiny_models
 from .draft_reference import DFlashReference, DSparkReference, Eagle3Reference, MTPReference
 from .questions import once
 from .sampling import Sampling
-from .trials import ASKED, AT_ONCE, DEPTHS, METHODS, POOL, TEXT, WRITTEN, Algorithm, Case, Trial, run_trial
+from .trials import (
+    ASKED,
+    AT_ONCE,
+    DEPTHS,
+    METHODS,
+    POOL,
+    TEXT,
+    WRITTEN,
+    Algorithm,
+    Case,
+    Trial,
+    expect_rounds_of,
+    run_trial,
+)
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(1800)]
 
@@ -42,7 +54,7 @@ ALGORITHMS = (
     Algorithm("DSPARK_SGL", tuple(METHODS), tiny_models.write_draft, DSparkReference),
     Algorithm("DFLASH_SGL", ("rejection", "tree"), tiny_drafts.write_dflash, DFlashReference, page=16, retracts=True),
     Algorithm("EAGLE3_SGL", ("rejection", "tree"), tiny_drafts.write_eagle3, Eagle3Reference, page=4, retracts=True),
-    Algorithm("MTP_SGL", ("rejection",), tiny_drafts.write_mtp, MTPReference),
+    Algorithm("MTP_SGL", ("rejection", "tree"), tiny_drafts.write_mtp, MTPReference),
     Algorithm("NGRAM_SGL", ("match",)),
     Algorithm("BRANCH_SGL", ("match",), pool=1100),  # another package's, chains and trees
 )
@@ -141,6 +153,14 @@ def test_greedy_tokens_are_the_targets(
     assert found.retracted > 5 or not algorithm.retracts
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda a: a.name)
+def test_a_request_may_fill_the_context(algorithm: Algorithm, tried: Tried) -> None:
+    """Nobody is refused for the room that drafts take, and the last rounds find theirs."""
+    prompt, got = tried.examples[0].prompt, tried.trial(algorithm).to_the_end
+    assert len(prompt) + len(got) >= tiny_models.CONTEXT - 3
+    assert got == tiny_models.greedy(tried.model, torch.tensor([prompt]), len(got))[0].tolist()
+
+
 def test_requests_that_do_not_fit_come_back(tried: Tried) -> None:
     """The tests of what they then wrote are the others."""
     assert {a.name for a in ALGORITHMS if tried.trial(a).full} == {"BRANCH_SGL"}
@@ -177,19 +197,7 @@ def test_long_texts_are_the_targets(algorithm: Algorithm, case: Case, tried: Tri
 
 @pytest.mark.parametrize("algorithm", [a for a in ALGORITHMS if a.reference is not None], ids=lambda a: a.name)
 def test_every_round_accepts_what_the_module_itself_says(algorithm: Algorithm, tried: Tried) -> None:
-    """Under `accept: match` drafts are greedy whatever the target samples, hence a function of the text alone: the text
-    a request wrote says how many drafts each of its rounds must have accepted."""
     assert algorithm.reference is not None
-    reference = algorithm.reference(tried.model, tried.folder / algorithm.name)
-    answers, accepted = tried.trial(algorithm).rounds, 0
+    answers = tried.trial(algorithm).rounds
     assert len(answers) == 24 if not algorithm.retracts else 6 < len(answers) < 24
-    for answer in answers:
-        expected = reference.rounds(answer.prompt, answer.written, tiny_models.GAMMA)
-        # The last round may have accepted more than the request was allowed to write.
-        last = Counter(expected[:-1])
-        extra = Counter({hits: n - last[hits] for hits, n in enumerate(answer.histogram)})
-        assert min(extra.values()) >= 0 and extra.total() == 1, (expected, answer.histogram)
-        assert next(hits for hits, n in extra.items() if n) >= expected[-1]
-        accepted += sum(expected)
-    assert accepted > len(answers) / 2, "a draft that is never right proves nothing"
-    assert any(answer.cached > 0 for answer in answers)
+    expect_rounds_of(algorithm.reference(tried.model, tried.folder / algorithm.name), answers)

@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 VOCAB, HIDDEN, LAYERS, HEADS, KV_HEADS, RANK, GAMMA = 12, 32, 4, 4, 2, 4, 4
 MASK_TOKEN = 11
+CONTEXT = 256
 
 
 def write_target(folder: Path, seed: int = 0) -> LlamaForCausalLM:
@@ -26,7 +27,7 @@ def write_target(folder: Path, seed: int = 0) -> LlamaForCausalLM:
         num_hidden_layers=LAYERS,
         num_attention_heads=HEADS,
         num_key_value_heads=KV_HEADS,
-        max_position_embeddings=256,
+        max_position_embeddings=CONTEXT,
         bos_token_id=0,
         eos_token_id=0,
         tie_word_embeddings=False,
@@ -49,8 +50,11 @@ def greedy(model: LlamaForCausalLM, prompts: Tensor, count: int) -> Tensor:
     return texts[:, prompts.shape[1] :]
 
 
-def write_draft(folder: Path) -> None:
-    """A DeepSpec checkpoint of random weights: it drafts badly, and must not bias anything."""
+def write_draft(folder: Path, head: str = "vanilla", layers: int = 1) -> None:
+    """A DeepSpec checkpoint of random weights: it drafts badly, and must not bias anything.
+
+    head: `vanilla`, `gated` or `rnn`
+    """
     g, others = torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)
 
     def random(*shape: int) -> Tensor:
@@ -70,7 +74,7 @@ def write_draft(folder: Path) -> None:
         "confidence_head.proj.weight": random(1, HIDDEN + RANK),
         "confidence_head.proj.bias": torch.zeros(1),
     }
-    for name, shape in {
+    matrices = {
         "self_attn.q_proj": (HIDDEN, HIDDEN),
         "self_attn.k_proj": (kv, HIDDEN),
         "self_attn.v_proj": (kv, HIDDEN),
@@ -78,15 +82,22 @@ def write_draft(folder: Path) -> None:
         "mlp.gate_proj": (64, HIDDEN),
         "mlp.up_proj": (64, HIDDEN),
         "mlp.down_proj": (HIDDEN, 64),
-    }.items():
-        tensors[f"layers.0.{name}.weight"] = random(*shape)
-    for name, size in {
+    }
+    norms = {
         "self_attn.q_norm": head_dim,
         "self_attn.k_norm": head_dim,
         "input_layernorm": HIDDEN,
         "post_attention_layernorm": HIDDEN,
-    }.items():
-        tensors[f"layers.0.{name}.weight"] = norm(size)
+    }
+    for layer in range(layers):
+        tensors |= {f"layers.{layer}.{name}.weight": random(*shape) for name, shape in matrices.items()}
+        tensors |= {f"layers.{layer}.{name}.weight": norm(size) for name, size in norms.items()}
+    if head == "gated":
+        tensors["markov_head.gate_proj.weight"] = random(RANK, HIDDEN + RANK) * 4
+        tensors["markov_head.gate_proj.bias"] = random(RANK)
+    if head == "rnn":
+        tensors["markov_head.joint_proj.weight"] = random(3 * RANK, HIDDEN + 2 * RANK) * 4
+        tensors["markov_head.joint_proj.bias"] = random(3 * RANK)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config = {
@@ -96,11 +107,11 @@ def write_draft(folder: Path) -> None:
         "vocab_size": VOCAB,
         "hidden_size": HIDDEN,
         "intermediate_size": 64,
-        "num_hidden_layers": 1,
+        "num_hidden_layers": layers,
         "num_attention_heads": HEADS,
         "num_key_value_heads": KV_HEADS,
         "head_dim": head_dim,
-        "max_position_embeddings": 256,
+        "max_position_embeddings": CONTEXT,
         "rms_norm_eps": 1e-6,
         "rope_theta": 10000.0,
         "hidden_act": "silu",
@@ -109,9 +120,9 @@ def write_draft(folder: Path) -> None:
         "target_layer_ids": [0, 2],
         "num_target_layers": LAYERS,
         "markov_rank": RANK,
-        "markov_head_type": "vanilla",
+        "markov_head_type": head,
         "enable_confidence_head": True,
         "confidence_head_with_markov": True,
-        "layer_types": ["full_attention"],
+        "layer_types": ["full_attention"] * layers,
     }
     (folder / "config.json").write_text(json.dumps(config))

@@ -123,11 +123,12 @@ class Answered:
 
 @dataclass(frozen=True)
 class Trial:
-    """greedy: by method and depth; first_three: of 50,000 texts, how often; rounds: of requests never retracted
-    full: how often the KV pool was full
+    """greedy: by method and depth; to_the_end: what a prompt writes that may fill the context; first_three: of 50,000
+    texts, how often; rounds: of requests never retracted; full: how often the KV pool was full
     """
 
     greedy: dict[tuple[str, int], Greedy]
+    to_the_end: list[int]
     sampled: dict[Case, Sampled]
     first_three: Counter[Text]
     rounds: list[Answered]
@@ -154,6 +155,7 @@ def run_trial(
             server.edit_policy(policy, policy_text(method))
             greedy |= {(method, depth): run_greedy(server, prompts, depth) for depth in DEPTHS}
         server.edit_policy(policy, policy_text(algorithm.methods[0]))
+        to_the_end = ask(server, prompts[0], tiny_models.CONTEXT - len(prompts[0]), temperature=0)["output_ids"]
         counts = run_first_three(server, first_three)
         sampled: dict[Case, Sampled] = {}
         for case in cases:
@@ -164,7 +166,7 @@ def run_trial(
             server.edit_policy(policy, policy_text("match"))
             rounds = run_rounds(server)
         full = server.log.count("KV cache pool is full")
-    return Trial(greedy, sampled, counts, rounds, full)
+    return Trial(greedy, to_the_end, sampled, counts, rounds, full)
 
 
 def policy_text(method: str) -> str:
@@ -237,6 +239,22 @@ def run_rounds(server: Server) -> list[Answered]:
         # Who comes back gets a token from prefill in the middle of its text.
         if (meta := answer["meta_info"])["num_retractions"] == 0
     ]
+
+
+def expect_rounds_of(reference: DraftReference, answers: Sequence[Answered]) -> None:
+    """Under `accept: match` drafts are greedy whatever the target samples, hence a function of the text alone: the text
+    a request wrote says how many drafts each of its rounds must have accepted."""
+    accepted = 0
+    for answer in answers:
+        expected = reference.rounds(answer.prompt, answer.written, tiny_models.GAMMA)
+        # The last round may have accepted more than the request was allowed to write.
+        last = Counter(expected[:-1])
+        extra = Counter({hits: n - last[hits] for hits, n in enumerate(answer.histogram)})
+        assert min(extra.values()) >= 0 and extra.total() == 1, (expected, answer.histogram)
+        assert next(hits for hits, n in extra.items() if n) >= expected[-1]
+        accepted += sum(expected)
+    assert accepted > len(answers) / 2, "a draft that is never right proves nothing"
+    assert any(answer.cached > 0 for answer in answers)
 
 
 def retractions(answers: Sequence[dict[str, Any]]) -> int:
