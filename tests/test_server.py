@@ -11,7 +11,8 @@ import pytest
 
 from dspark_sgl.server import Answer, Server, ServerError
 
-from .questions import LONG_PROMPT, PROMPT, SHAPING, chat, expect_logprobs_of_plain_decoding, shaped, together
+from .conftest import seconds_until
+from .questions import LONG_PROMPT, PROMPT, SHAPING, chat, expect_logprobs_of_plain_decoding, metric, shaped, together
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(1200)]
 
@@ -52,6 +53,31 @@ def test_a_cached_prefix_drafts_as_well_as_a_fresh_one(spec_server: Server) -> N
     assert first.meta["cached_tokens"] == 0 and second.meta["cached_tokens"] > 20
     assert second.tokens == first.tokens
     assert second.meta["spec_verify_ct"] == first.meta["spec_verify_ct"]
+
+
+def test_metrics_add_up_to_what_an_answer_says_of_itself(spec_server: Server) -> None:
+    """A request alone on the server, whose every step is a round of the full block."""
+
+    def counters() -> Counter[str]:
+        """With what a step adds to; a gauge is not among them."""
+        at = {"steps": {"kind": "round"}, "emitted_tokens": {"kind": "round"}}
+        names = ["steps", "emitted_tokens", "tokens_saved", "draft_tokens", "survival_predicted", "survival_observed"]
+        counts = {name: metric(spec_server, f"{name}_total", **at.get(name, {})) for name in names}
+        return Counter(counts | {name: metric(spec_server, f"accepted_length_{name}") for name in ("count", "sum")})
+
+    before, verified = counters(), metric(spec_server, "phase_seconds_total", phase="verify")
+    answer = spec_server.generate(PROMPT, temperature=0, max_new_tokens=40)
+    rounds, accepted = answer.meta["spec_verify_ct"], answer.meta["spec_correct_drafts_histogram"]
+    assert rounds == sum(accepted)
+    seconds_until(lambda: counters()["steps"] == before["steps"] + rounds)
+    counts = counters()
+    counts.subtract(before)
+    saved = sum(hits * n for hits, n in enumerate(accepted))
+    assert counts["tokens_saved"] == counts["survival_observed"] == saved > 0
+    assert counts["emitted_tokens"] == counts["sum"] == saved + rounds and counts["count"] == rounds
+    assert counts["draft_tokens"] == 6 * rounds and 0 < counts["survival_predicted"] < 6 * rounds
+    assert [metric(spec_server, name) for name in ("depth", "width", "rows")] == [6, 6, 7]
+    assert metric(spec_server, "phase_seconds_total", phase="verify") > verified
 
 
 def test_streaming_brings_what_plain_decoding_writes(spec_server: Server, plain_server: Server) -> None:

@@ -20,11 +20,13 @@ from .tiny_server import tiny_server
 pytestmark = [pytest.mark.server, pytest.mark.timeout(1200)]
 
 STEPS, LONGEST = 300, 79
-SCHEDULES = (
-    "{kind: throughput}",
-    "{kind: fixed, depth: 3}",
-    "{kind: threshold, confidence: 0.3}",
-    "{kind: table, by: batch.size, points: {1: 4, 4: 2, 6: 1}}",
+POLICIES = (
+    "schedule: {kind: throughput}",
+    "schedule: {kind: fixed, depth: 3}",
+    "schedule: {kind: threshold, confidence: 0.3}",
+    "schedule: {kind: table, by: batch.size, points: {1: 4, 4: 2, 6: 1}}",
+    "schedule: {kind: fixed, nodes: 8}\nshape: {kind: tree, max_nodes: 12, branch: 3}",
+    "schedule: {kind: throughput}\nshape: {kind: auto, max_nodes: 15}",
 )
 
 # A plugin beside ours that writes down, in each rank's process, what the drafter is asked for and what is committed.
@@ -41,7 +43,7 @@ def load():
                 file.write(json.dumps([name, values(argument)]) + "\\n")
             return method(self, argument)
         setattr(DSparkDrafter, name, wrapper)
-    recorded("propose", lambda round: list(round.depths))
+    recorded("propose", lambda round: [list(round.depths), round.tree and [round.tree.max_nodes, round.tree.branch]])
     recorded("observe", lambda commit: commit.positions.tolist())
 """
 
@@ -56,12 +58,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: recorder\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[sglang.srt.plugins]\nrecorder = recorder:load\n")
-    (folder / "policy.yaml").write_text(policy_text(SCHEDULES[0]))
+    (folder / "policy.yaml").write_text(policy_text(POLICIES[0]))
     return folder
 
 
-def policy_text(schedule: str) -> str:
-    return f"version: 1\nname: moving\nschedule: {schedule}\n"
+def policy_text(policy: str) -> str:
+    return f"version: 1\nname: moving\n{policy}\n"
 
 
 @pytest.fixture(scope="module")
@@ -88,21 +90,18 @@ def test_both_ranks_decide_the_same(server: Server, folder: Path) -> None:
         record.write_text("")  # what the profile asked for at the start is not a decision
     asked = 0
     with ThreadPoolExecutor(8) as pool:
-        while records[0].read_text().count("observe") < STEPS or asked < 40 * len(SCHEDULES):
-            server.edit_policy(folder / "policy.yaml", policy_text(SCHEDULES[asked // 40 % len(SCHEDULES)]))
+        while records[0].read_text().count("observe") < STEPS or asked < 40 * len(POLICIES):
+            server.edit_policy(folder / "policy.yaml", policy_text(POLICIES[asked // 40 % len(POLICIES)]))
             list(pool.map(ask, range(asked, asked + 40)))
             asked += 40
             assert asked <= 400, "so many requests are more steps than that"
     seconds_until(lambda: len({record.read_text().count("\n") for record in records}) == 1)
     decisions = [record.read_text().splitlines() for record in records]
     assert decisions[0] == decisions[1]
-    assert {depth for line in decisions[0] for depth in depths(line)} >= {1, 2, 3, 4}
+    proposals = [values for name, values in map(json.loads, decisions[0]) if name == "propose"]
+    assert {depth for depths, tree in proposals if not tree for depth in depths} >= {1, 2, 3, 4}
+    assert len({tuple(tree) for _, tree in proposals if tree}) > 1, "trees of more than one size"
 
 
 def prompt(index: int) -> list[int]:
     return [1 + (index + k) % 10 for k in range(5)]
-
-
-def depths(line: str) -> list[int]:
-    name, values = json.loads(line)
-    return values if name == "propose" else []
