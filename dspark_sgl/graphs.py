@@ -9,6 +9,7 @@ and replays each rung; which one, and with what mask, is ours.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -42,12 +43,12 @@ class VerifyGraphs:
 
     def __init__(self, target: Any, chains: list[int], trees: list[int], capture: CaptureHiddenMode) -> None:
         room = AttentionRoom(target, (1, *chains, *trees))
-        with _capturing(1):
+        with _capturing(target, 1):
             self._decode = _DecodeRung(target, room, capture)
         self._rungs: dict[bool, dict[int, DecodeCudaGraphRunner]] = {True: {}, False: {}}
         for is_chain, widths in ((True, chains), (False, trees)):
             for width in widths:
-                with _capturing(width):
+                with _capturing(target, width):
                     self._rungs[is_chain][width] = _VerifyRung(target, room, width, is_chain, capture)
         self._last: DecodeCudaGraphRunner = self._decode
         logger.info(
@@ -115,7 +116,7 @@ def capture_graphs(
         if runner.graph_shared_output is None:
             runner.graph_shared_output = target.graph_shared_output  # one is done with it before the other begins
         AttentionRoom(runner, (rows,)).lend(runner.attn_backend)
-        with _capturing(rows):
+        with _capturing(runner, rows):
             runner.decode_cuda_graph_runner = DecodeCudaGraphRunner(
                 runner, speculative_num_steps=rows, speculative_num_draft_tokens=rows
             )
@@ -135,9 +136,19 @@ def batch_sizes(width: int, most: int) -> list[int]:
     return sorted({most, *(2**k for k in range(most.bit_length()))})
 
 
-def most_requests() -> int:
-    """`--cuda-graph-max-bs-decode`, or what SGLang chose for this GPU."""
-    return int(get_exec().graph.cuda_graph_config.decode.max_bs or DEFAULT_REQUESTS)
+def rung_sizes(runner: Any, width: int) -> list[int]:
+    """Requests of the graphs of `width` rows each: up to `--cuda-graph-max-bs-decode`, or what SGLang chose for this
+    GPU, and no more than FlashInfer's scratch memory holds."""
+    most = int(get_exec().graph.cuda_graph_config.decode.max_bs or DEFAULT_REQUESTS)
+    return batch_sizes(width, min(most, _held(runner.attn_backend, width)))
+
+
+def _held(backend: Any, width: int) -> int:
+    """A graph's attention is always split. Its plan then asks for a float per row, head and dimension (and one for the
+    sum), of as many rows as fill the tiles of 128 heads' rows that requests take: one more than they fill, each."""
+    heads = backend.indices_updater_prefill
+    spare = math.ceil(128 * heads.num_kv_heads / heads.num_qo_heads)
+    return int(backend.workspace_buffer.numel() // (4 * heads.num_qo_heads * (heads.head_dim + 1) * (width + spare)))
 
 
 def live_rows(layout: TreeLayout, wide: TreeLayout, output: Any) -> None:
@@ -153,16 +164,16 @@ def live_rows(layout: TreeLayout, wide: TreeLayout, output: Any) -> None:
 def _give_logits_room(runner: Any, widths: tuple[int, ...]) -> None:
     """The buffer that a server with SGLang's own decode graphs would have made for them."""
     if runner.graph_shared_output is None:
-        rows = max(batch_sizes(width, most_requests())[-1] * width for width in widths)
+        rows = max(rung_sizes(runner, width)[-1] * width for width in widths)
         runner.graph_shared_output = GraphSharedOutput(device=runner.device, max_rows=rows)
 
 
 @contextmanager
-def _capturing(width: int) -> Iterator[None]:
+def _capturing(runner: Any, width: int) -> Iterator[None]:
     """SGLang's runner takes its batch sizes from the server's settings."""
     decode = get_exec().graph.cuda_graph_config.decode
     before = decode.bs
-    decode.bs = batch_sizes(width, most_requests())
+    decode.bs = rung_sizes(runner, width)
     try:
         yield
     finally:
@@ -178,7 +189,7 @@ class AttentionRoom:
 
     def __init__(self, runner: Any, widths: tuple[int, ...]) -> None:
         context = runner.model_config.context_len + max(widths)
-        rungs = [(batch_sizes(width, most_requests())[-1], width) for width in widths]
+        rungs = [(rung_sizes(runner, width)[-1], width) for width in widths]
         indices = max(requests for requests, _ in rungs) * context
         mask = max(requests * ((width * context + 7) // 8) for requests, width in rungs)
         self._indices = torch.zeros(indices, dtype=torch.int32, device=runner.device)

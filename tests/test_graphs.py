@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dspark_sgl.graphs import VerifyGraphs, batch_sizes, ladder, live_rows
+from dspark_sgl.graphs import VerifyGraphs, _held, batch_sizes, ladder, live_rows
 from dspark_sgl.kernels.layout import TreeLayout, chain_layout, tree_layout
 from dspark_sgl.verify_input import VerifyInput
 from dspark_sgl.verify_plan import plan_on_host
@@ -37,6 +38,21 @@ def test_the_ladder_has_the_block_and_the_widest_tree(width: int, block: int, ru
 def test_wide_graphs_are_of_fewer_requests() -> None:
     assert batch_sizes(1, 256)[-1] == 256 and batch_sizes(7, 48) == [1, 2, 4, 8, 16, 32, 48]
     assert batch_sizes(33, 256) == [1, 2, 4, 8, 16, 32, 62] and batch_sizes(5000, 256) == [1]
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "width"), [(32, 32, 2), (32, 8, 8), (64, 8, 33), (9, 3, 7)])
+def test_attention_fits_the_scratch_memory(heads: int, kv_heads: int, width: int) -> None:
+    """By the sizes in FlashInfer's scheduler.cuh, of a workspace of 384 MiB and heads of 128."""
+    workspace, group = 384 * 2**20, heads // kv_heads
+    sizes = SimpleNamespace(num_qo_heads=heads, num_kv_heads=kv_heads, head_dim=128)
+    buffer = torch.empty(workspace, dtype=torch.uint8, device="meta")
+    most = _held(SimpleNamespace(indices_updater_prefill=sizes, workspace_buffer=buffer), width)
+
+    def asked(requests: int) -> int:
+        tiles = math.ceil(requests * width * group / 128) + requests - 1
+        return 4 * heads * math.ceil(tiles * 128 / group) * (128 + 1)
+
+    assert asked(most) <= workspace < asked(most + most // 10)
 
 
 class Rung:
