@@ -75,7 +75,7 @@ def examine(model: str | None, draft: str | None, algorithm: str, policy: str | 
     yield _library("Triton", "triton", "kernels on a GPU", needed=on_gpu)
     yield from _plugins(on_gpu)
     yield _policy(policy or policy_name())
-    yield _draft(model, draft, algorithm)
+    yield _draft(model, draft, algorithm, on_gpu)
 
 
 def _sglang() -> Finding:
@@ -173,7 +173,7 @@ def _policy(name: str) -> Finding:
     return Finding("policy", "ok", f"{policy.name}: {policy.description}" if policy.description else policy.name)
 
 
-def _draft(model: str | None, draft: str | None, algorithm: str) -> Finding:
+def _draft(model: str | None, draft: str | None, algorithm: str, on_gpu: bool) -> Finding:
     try:
         drafter = check_algorithm(algorithm)
         for option, checkpoint in (("--model-path", model), ("--draft", draft)):
@@ -181,7 +181,7 @@ def _draft(model: str | None, draft: str | None, algorithm: str) -> Finding:
                 return Finding("draft", "unknown", f"{checkpoint} is not here; checked when a server has downloaded it")
         if model is None:
             return _draft_alone(draft)
-        refuse_target(Path(model), algorithm)
+        refuse_target(Path(model), algorithm, on_gpu)
         folder = Path(draft) if draft else find_draft(model, algorithm)
         if folder is not None:
             check_draft(folder, model, algorithm)

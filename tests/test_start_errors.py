@@ -7,14 +7,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from dspark_sgl.draft_config import DraftError
 from dspark_sgl.settings import POLICY_VARIABLE
-from dspark_sgl.unserved import SWITCHES
+from dspark_sgl.unserved import SWITCHES, refuse_runner, refuse_target
 
 from .draft_checkpoints import TARGET, write_draft
 
@@ -163,10 +165,18 @@ def test_a_target_that_a_verify_does_not_fit(args: SimpleNamespace, fields: dict
         assert named in text and str(config) in text and "start without" in text
 
 
-def test_a_target_with_sliding_windows_starts(args: SimpleNamespace) -> None:
+def test_a_target_with_sliding_windows_starts_on_a_cpu(args: SimpleNamespace) -> None:
+    """On a GPU FlashInfer has the attention, and its backend does not fit."""
     layers = {"layer_types": ["sliding_attention", "full_attention"], "mamba_chunk_size": None}
-    (Path(args.model_path) / "config.json").write_text(json.dumps({**TARGET, **layers}))
+    folder = Path(args.model_path)
+    (folder / "config.json").write_text(json.dumps({**TARGET, **layers}))
     configure(args)
+    with pytest.raises(DraftError, match=r"config\.json.*sliding windows.*start without"):
+        refuse_target(folder, "DSPARK_SGL", on_gpu=True)
+    for device, window, fits in (("cpu", 512, True), ("cuda", None, True), ("cuda", -1, True), ("cuda", 512, False)):
+        # Some models slide without saying so in their config.
+        with nullcontext() if fits else pytest.raises(DraftError, match="sliding windows"):
+            refuse_runner(SimpleNamespace(device=device, sliding_window_size=window), "DSPARK_SGL")
 
 
 def test_an_sglang_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
