@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from . import load_command
-from .acceptance import by_domain
+from .accept_counts import by_domain
 from .collect import Collector
 from .completion_command import POLICY_METAVAR
 from .launch import STDOUT, add_json_argument, add_server_arguments, check_output, write_json

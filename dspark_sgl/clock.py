@@ -34,8 +34,8 @@ class RoundClock:
             self._seconds[name] += time.perf_counter() - start
 
     def enter(self, idle: bool) -> float | None:
-        """The scheduler calls; idle: it had nothing to do meanwhile. Seconds that the decode step before took, the
-        engine's share included, for which after idleness its usual share stands in; None when it was a prefill."""
+        """A step begins. Returns the seconds of the decode step before, the engine's share included; None where that
+        was a prefill. idle: the scheduler had nothing to do since, so the engine's usual share stands in for the gap"""
         now = time.perf_counter()
         inside, gap = self._left_at - self._entered_at, now - self._left_at
         self._entered_at = now

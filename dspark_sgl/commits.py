@@ -92,7 +92,8 @@ def verify_commit(
 def early_commit(
     batch: Any, layout: TreeLayout, path: Tensor, emitted: Tensor, slots: Tensor, hidden: Tensor | None
 ) -> tuple[Commit, Tensor]:
-    """The same before the host knows how long the paths are: as many rows for everybody, those behind a path dead."""
+    """As `verify_commit`, before the host knows how long the paths are: `P` rows of every request, of which those
+    behind its path go to `DEAD_SLOT`."""
     (requests, width), starts = path.shape, batch.seq_lens_cpu.tolist()
     kept = (layout.starts[:, None] + path.clamp(min=0)).flatten()
     commit = Commit(
@@ -112,7 +113,7 @@ def path_rows(lengths: Sequence[int], width: int, starts: Sequence[int]) -> Tens
     `[2, sum(lengths)]`, on the host.
 
     lengths: rows of each path, the anchor's included; starts: the anchors' positions
-    What is picked by a mask has to be counted first, for which the host would wait at every pick.
+    A boolean mask would say the same, and the host would wait for the device to count it at every use.
     """
     counts = torch.tensor(lengths)
     owner = torch.arange(len(counts)).repeat_interleave(counts)

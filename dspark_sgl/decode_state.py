@@ -14,8 +14,8 @@ class DecodeState(SpecInput):
     """SGLang's `batch.spec_info` between rounds.
 
     bonus_tokens: int64 `[bs]`, the last token of each request, the anchor of its next round
-    future_indices: int64 `[bs]`, where SGLang keeps those meanwhile if it schedules a round before the last one has
-        ended: it reads them into `bonus_tokens` again when the round begins. None where it does not
+    future_indices: int64 `[bs]`, where the scheduler overlaps with the device: the places where SGLang keeps the
+        anchors until the round begins, when it reads them into `bonus_tokens`. None otherwise
     """
 
     # What SGLang also carries for drafters of its own.

@@ -26,7 +26,7 @@ from .clock import ROUND
 from .load import LoadMeter, Step
 from .metrics import Metrics
 from .minute import Minute
-from .plan import MOST_ROWS, Past, Plan, Ride
+from .plan import MOST_ROWS, Past, Plan, StepRecord
 from .policy_in_force import PolicyInForce
 from .policy_watch import PolicyWatch
 from .recorder import Recorder
@@ -71,11 +71,11 @@ class Governor:
         self._survival = Tally()
         self._bad = BadDrafts([self._as_it_comes, *known.values()])
         self._sound = True  # False after NaN drafts: the next round is looked at before it is verified
-        self._latest: Ride | None = None
+        self._latest: StepRecord | None = None
 
     # -- A step, in this order. The next one may be planned before this one has been learned from --------------------
 
-    def plan(self, requests: Sequence[RequestLoad]) -> Ride:
+    def plan(self, requests: Sequence[RequestLoad]) -> StepRecord:
         """How deep to draft each request, before anything is drafted; all 0 is a plain step."""
         self._current.refresh()
         self._current.name_unknown({request.signals.tier for request in requests})
@@ -100,68 +100,70 @@ class Governor:
         depths = scheduler.draft_depths(batch, *past.expected(len(lens), grown))
         drafted, batch = depths.tolist(), batch.within(depths)
         settled = grown is None and self._whole and self._sound and scheduler.takes_all(batch)
-        return Ride(requests, batch, scheduler, active, Plan(drafted, method, grown, settled), past)
+        return StepRecord(requests, batch, scheduler, active, Plan(drafted, method, grown, settled), past)
 
-    def started(self, ride: Ride) -> None:
+    def started(self, record: StepRecord) -> None:
         """This plan is carried out; others are made ahead and dropped, and must leave no trace."""
-        self._latest = ride
-        ride.probe = ride.scheduler.started()
+        self._latest = record
+        record.probe = record.scheduler.started()
 
-    def select(self, ride: Ride, forest: Forest, confidence: Floats | None, unsound: Bools | None = None) -> Bools:
+    def select(
+        self, record: StepRecord, forest: Forest, confidence: Floats | None, unsound: Bools | None = None
+    ) -> Bools:
         """bool `[n, N]`: which drafts to verify; of a settled plan, which is being verified, those to learn from.
 
         confidence: `[n, N]`, or None from a drafter without; unsound: bool `[n, N]`, drafts that must not
         """
-        ride.forest, ride.confidence = forest, confidence
+        record.forest, record.confidence = forest, confidence
         bad = self._bad.total
         if confidence is None:
-            known = ride.past.calibration.expected(len(ride.plan.depths), max(1, int(forest.depth.max())))
+            known = record.past.calibration.expected(len(record.plan.depths), max(1, int(forest.depth.max())))
             survival = np.where(forest.depth > 0, np.take_along_axis(known, (forest.depth - 1).clip(0), 1), 0.0)
         else:
-            said = ride.past.calibration if self._current.policy.calibration.method == "sts" else self._as_it_comes
+            said = record.past.calibration if self._current.policy.calibration.method == "sts" else self._as_it_comes
             survival = said.apply(confidence, forest)
-        if ride.plan.settled:
-            kept = forest.depth <= ride.batch.max_depth[:, None]
+        if record.plan.settled:
+            kept = forest.depth <= record.batch.max_depth[:, None]
         else:
-            kept = ride.scheduler.select(ride.batch, survival, None if forest.is_chain else forest.depth)
+            kept = record.scheduler.select(record.batch, survival, None if forest.is_chain else forest.depth)
             if confidence is not None:
                 kept &= forest.closed(confidence > 0)  # where a path ends, no schedule goes on
         if unsound is not None and unsound.any():
             kept &= forest.closed(~unsound)
             self._bad.unsound += int(unsound.sum())
         self._sound = self._bad.total == bad
-        live = np.ones(len(kept), dtype=bool) if ride.live is None else ride.live
-        ride.past.observe(forest, survival[live], np.array(ride.plan.depths)[live], ride.probe)
-        ride.survival, ride.verified, ride.offered = survival, kept, kept.sum(1).tolist()
+        live = np.ones(len(kept), dtype=bool) if record.live is None else record.live
+        record.past.observe(forest, survival[live], np.array(record.plan.depths)[live], record.probe)
+        record.survival, record.verified, record.offered = survival, kept, kept.sum(1).tolist()
         return kept
 
-    def learn(self, ride: Ride, path: Ints) -> None:
+    def learn(self, record: StepRecord, path: Ints) -> None:
         """What a round accepted. path: int64 `[n, P]`, rows as in `Forest.on_path`"""
-        assert ride.forest is not None and ride.verified is not None and ride.live is not None
-        live = ride.live
-        ride.verified = ride.verified & live[:, None]
-        ride.offered, ride.lengths = ride.verified.sum(1).tolist(), ((path >= 0).sum(1) * live).tolist()
-        survived = ride.forest.on_path(ride.verified, path)
-        self._survival.add(ride.predicted, survived[ride.verified])
-        tested = ride.forest.tested(ride.verified, survived)
-        learning = ride.confidence if self._current.policy.calibration.online else None
-        weight = probe_weight(len(ride.plan.depths)) if ride.probe else 1
-        ride.past.calibration.observe(learning, ride.forest.depth, tested, survived, weight)
-        speaking = sum(1 for k in ride.offered if k)
+        assert record.forest is not None and record.verified is not None and record.live is not None
+        live = record.live
+        record.verified = record.verified & live[:, None]
+        record.offered, record.lengths = record.verified.sum(1).tolist(), ((path >= 0).sum(1) * live).tolist()
+        survived = record.forest.on_path(record.verified, path)
+        self._survival.add(record.predicted, survived[record.verified])
+        tested = record.forest.tested(record.verified, survived)
+        learning = record.confidence if self._current.policy.calibration.online else None
+        weight = probe_weight(len(record.plan.depths)) if record.probe else 1
+        record.past.calibration.observe(learning, record.forest.depth, tested, survived, weight)
+        speaking = sum(1 for k in record.offered if k)
         if speaking:
-            self._shape.learn(sum(ride.offered) / speaking)
+            self._shape.learn(sum(record.offered) / speaking)
         self._bad.name()
         if self._recorder is not None:
-            self._recorder.write(ride.requests, ride.forest, ride.verified, survived, ride.confidence)
+            self._recorder.write(record.requests, record.forest, record.verified, survived, record.confidence)
 
-    def timed(self, ride: Ride, seconds: float) -> None:
+    def timed(self, record: StepRecord, seconds: float) -> None:
         """This step took so long, the engine's share included."""
-        step, tree = ride.step, ride.plan.tree is not None
+        step, tree = record.step, record.plan.tree is not None
         kind = TREE if tree and step.kind == ROUND else step.kind
         self.load.record(step, seconds)
         cost, policy = self._current.cost, self._current.policy
         if step.kind == ROUND and cost.ready:
-            self._shape_paid(ride, step, seconds)
+            self._shape_paid(record, step, seconds)
         known = kind, step.requests, step.rows, step.context
         expected = cost.step_seconds(*known, step.depth) if cost.ready else None
         if self._metrics is not None:
@@ -173,17 +175,17 @@ class Governor:
         if policy.cost.refine == "online":
             cost.observe(*known, seconds, step.depth)
 
-    def publish(self, ride: Ride, phases: Mapping[str, float]) -> None:
+    def publish(self, record: StepRecord, phases: Mapping[str, float]) -> None:
         """Put a step that has been learned from on `/metrics`. phases: host seconds since the server started"""
         if self._metrics is not None:
-            publish_step(self._metrics, ride, self._bad, phases)
+            publish_step(self._metrics, record, self._bad, phases)
 
-    def _shape_paid(self, ride: Ride, step: Step, seconds: float) -> None:
+    def _shape_paid(self, record: StepRecord, step: Step, seconds: float) -> None:
         """A round for the contest of trees and chains, in which requests that had ended do not count."""
-        if not ride.counted:
+        if not record.counted:
             return
         plain = self._current.cost.plain_seconds(step.requests, step.context)
-        promised, tree = ride.counted + float(ride.predicted.sum()), ride.plan.tree is not None
+        promised, tree = record.counted + float(record.predicted.sum()), record.plan.tree is not None
         self._shape.paid(tree, step.requests, promised / step.requests, step.emitted / step.requests, seconds / plain)
 
     def report(self) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class VerifyGraphs:
         """The layout itself, or padded to the next rung that holds its batch."""
         for width, rung in self._rungs[layout.is_chain].items():
             if width >= layout.max_width and layout.batch_size <= rung.max_bs:
-                return layout.padded(layout.batch_size, width)
+                return layout.widened(layout.batch_size, width)
         if not self._said:
             self._said = True
             size = f"{layout.batch_size} requests of up to {layout.max_width} rows"
@@ -140,12 +140,13 @@ def rung_sizes(runner: Any, width: int) -> list[int]:
     """Requests of the graphs of `width` rows each: up to `--cuda-graph-max-bs-decode`, or what SGLang chose for this
     GPU, and no more than FlashInfer's scratch memory holds."""
     most = int(get_exec().graph.cuda_graph_config.decode.max_bs or DEFAULT_REQUESTS)
-    return batch_sizes(width, min(most, _held(runner.attn_backend, width)))
+    return batch_sizes(width, min(most, most_in_workspace(runner.attn_backend, width)))
 
 
-def _held(backend: Any, width: int) -> int:
-    """A graph's attention is always split. Its plan then asks for a float per row, head and dimension (and one for the
-    sum), of as many rows as fill the tiles of 128 heads' rows that requests take: one more than they fill, each."""
+def most_in_workspace(backend: Any, width: int) -> int:
+    """The most requests of `width` rows whose attention, which a graph always splits over the KV, fits FlashInfer's
+    scratch memory. Its plan reserves `head_dim + 1` float32 per query head and row, in tiles of 128 packed rows (a row
+    times its query heads per KV head); rounding up costs a request a tile at most, `128 kv_heads / qo_heads` rows."""
     heads = backend.indices_updater_prefill
     spare = math.ceil(128 * heads.num_kv_heads / heads.num_qo_heads)
     return int(backend.workspace_buffer.numel() // (4 * heads.num_qo_heads * (heads.head_dim + 1) * (width + spare)))

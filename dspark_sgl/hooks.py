@@ -1,4 +1,4 @@
-"""The ten places where SGLang has no extension point and we wrap a function of its. Each is in `compat_surface.py`.
+"""The ten functions of SGLang that we hook for want of an extension point. Each is in `compat_surface.py`.
 
 A server whose algorithm is not ours gets an option it may ignore and, on our CPU platform, torch twins of what fills
 the slot table; nothing else changes for it.
@@ -6,7 +6,6 @@ the slot table; nothing else changes for it.
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 from sglang.srt.mem_cache.allocation_sizing import get_alloc_reserve_per_decode
@@ -22,6 +21,7 @@ from .cpu_kv_pool import assign_slots, last_slots
 from .cpu_platform import CpuPlatform
 from .settings import add_cli_args
 from .stops import cut_runs, trim_turn
+from .unserved import refuse_request
 
 ADD_CLI_ARGS = "sglang.srt.server_args.ServerArgs.add_cli_args"
 VALIDATE_REQUEST = "sglang.srt.managers.tokenizer_manager.TokenizerManager._validate_one_request"
@@ -40,16 +40,9 @@ ASSIGN_SLOTS = "sglang.srt.mem_cache.allocation.assign_req_to_token_pool_func"
 LAST_SLOTS = "sglang.srt.mem_cache.allocation.get_last_loc"
 
 
-_UNSERVED = (
-    *("return_hidden_states", "return_sampling_mask", "return_routed_experts", "return_indexer_topk"),
-    *("token_indices_to_pool", "multi_item_delimiter_indices"),
-)
-"""Fields of a request: what a round does not keep, and scores read out of a prefill, which SGLang then leaves out."""
-
-
 def register() -> None:
     """Hand the hooks to SGLang, which applies them once all plugins are loaded."""
-    HookRegistry.register(ADD_CLI_ARGS, _before_add_cli_args, HookType.BEFORE)
+    HookRegistry.register(ADD_CLI_ARGS, add_cli_args, HookType.BEFORE)
     HookRegistry.register(VALIDATE_REQUEST, _before_validate_request, HookType.BEFORE)
     HookRegistry.register(INTERNAL_STATE, _after_internal_state, HookType.AFTER)
     HookRegistry.register(POOL_STATS, _after_pool_stats, HookType.AFTER)
@@ -62,10 +55,6 @@ def register() -> None:
         HookRegistry.register(LAST_SLOTS, last_slots, HookType.REPLACE)
 
 
-def _before_add_cli_args(parser: argparse.ArgumentParser) -> None:
-    add_cli_args(parser)
-
-
 def _before_validate_request(_manager: Any, request: Any, _input_ids: list[int]) -> None:
     """Refuse with a 400 what cannot be served: SGLang answers a ValueError here with its text."""
     if not _ours(get_spec().speculative_algorithm):
@@ -73,12 +62,7 @@ def _before_validate_request(_manager: Any, request: Any, _input_ids: list[int])
     params = request.sampling_params
     if isinstance(params, dict):
         parse_request_options(params.get("custom_params"))
-    for name in _UNSERVED:
-        if getattr(request, name, None):
-            raise ValueError(
-                f"{name} is not available with this speculative algorithm; start the server without "
-                "--speculative-algorithm"
-            )
+    refuse_request(request)
 
 
 def _after_internal_state(_result: Any, controller: Any, state: dict[str, Any]) -> None:

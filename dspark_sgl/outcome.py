@@ -25,10 +25,11 @@ def step_result(
     stride: int,
     can_run_cuda_graph: bool = False,
 ) -> GenerationBatchResult:
-    """A decode step's, of `bs` requests.
+    """What a decode step of `bs` requests returns.
 
     output: the target's logits output; tokens: int64 `[bs * stride]`, of which the first `lengths[i]` of each stride
-    count; lengths, anchors, lens: int64 `[bs]`, the latter two where the next step starts: behind how many tokens of KV
+    count; lengths: int64 `[bs]`, tokens gained; anchors: int64 `[bs]`, those of the next step; lens: int64 `[bs]`,
+    tokens in the KV after this one
     """
     return GenerationBatchResult(
         logits_output=output,

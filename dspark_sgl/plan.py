@@ -82,7 +82,7 @@ class Past:
 
 
 @dataclass
-class Ride:
+class StepRecord:
     """One step from plan to learning: what it was decided from, what was decided, what came of it."""
 
     requests: Sequence[RequestLoad]

@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 
 MOST_REQUESTS = 32
 LEAST_PASSES, PASSES, ENOUGH_S = 2, 3, 10.0
-"""A step's time is its least of so many passes over all, or of fewer once they have taken so long and do not contradict
-one another: a neighbour may slow one down and never speeds one up."""
+"""A step's time is its least of `PASSES` passes over all steps, since a neighbour may slow one down and never speeds
+one up. After `ENOUGH_S` seconds `LEAST_PASSES` will do, unless they contradict each other."""
 SHORT_CONTEXT, LONG_CONTEXT = 64, 1024
 
 
@@ -49,8 +49,11 @@ class NoHistory(History):
 
 
 @dataclass(frozen=True)
-class Load:
-    """Made-up requests in mid-generation. context: tokens in the KV of each; slots: int64 `[n, S]` for what follows."""
+class MadeUp:
+    """Requests in mid-generation that nobody has asked.
+
+    requests, lens: int64 `[n]`; slots: int64 `[n, S]`, for what follows; context: tokens in the KV of each
+    """
 
     requests: Tensor
     lens: Tensor
@@ -99,7 +102,7 @@ class StepProfiler:
         logger.info("dspark: %d kinds of step profiled in %.1f s", len(best), time.perf_counter() - start)
         return list(best.values())
 
-    def _loads(self) -> Iterator[Load]:
+    def _loads(self) -> Iterator[MadeUp]:
         """Batches of 1, 2, 4 .. requests on a short context, and a few of them on a long one."""
         rows, columns = self._table.shape
         longest = columns - self._width
@@ -110,18 +113,18 @@ class StepProfiler:
                 if count * (context + self._width) < self._capacity:
                     yield from self._load(count, context)
 
-    def _load(self, count: int, context: int) -> Iterator[Load]:
+    def _load(self, count: int, context: int) -> Iterator[MadeUp]:
         span = context + self._width
         rows = torch.arange(1, count + 1, device=self._table.device)
         before = self._table[rows, :span].clone()
         slots = torch.arange(1, count * span + 1, device=self._table.device).view(count, span)
         self._table[rows, :span] = slots.to(self._table.dtype)
         try:
-            yield Load(rows, torch.full_like(rows, context), slots[:, context:], context)
+            yield MadeUp(rows, torch.full_like(rows, context), slots[:, context:], context)
         finally:
             self._table[rows, :span] = before
 
-    def _measure(self, load: Load) -> Iterator[CostPoint]:
+    def _measure(self, load: MadeUp) -> Iterator[CostPoint]:
         n, total = load.count, load.count * load.context
         yield CostPoint("plain", n, n, total, self._seconds(partial(self._plain, load)))
         for depth in sorted({1, (self._block + 1) // 2, self._block}):
@@ -137,13 +140,13 @@ class StepProfiler:
         self._device.synchronize()
         return time.perf_counter() - start
 
-    def _plain(self, load: Load) -> None:
+    def _plain(self, load: MadeUp) -> None:
         """A decode step, its token, and the drafter kept in step."""
         slots = load.slots[:, 0]
         batch = self._batch(ForwardMode.DECODE, load, torch.ones_like(slots), load.lens, slots, 1)
         self._finish(self._target.forward(batch).logits_output, load, load.lens, slots)
 
-    def _draft(self, load: Load, depth: int) -> None:
+    def _draft(self, load: MadeUp, depth: int) -> None:
         self._drafter.propose(
             Round(
                 anchors=torch.ones_like(load.lens),
@@ -159,7 +162,7 @@ class StepProfiler:
             )
         )
 
-    def _verify(self, load: Load, depth: int) -> None:
+    def _verify(self, load: MadeUp, depth: int) -> None:
         """A verify of `depth` drafts per request, all accepted: what follows it is at its dearest."""
         drafts = torch.ones(load.count, depth, dtype=torch.int64, device=load.lens.device)
         layout = chain_layout(drafts[:, 0], drafts, [depth] * load.count)
@@ -173,7 +176,7 @@ class StepProfiler:
         positions = layout.pack(load.lens[:, None] + layout.depths)
         self._finish(output, load, positions, load.slots[:, : depth + 1].flatten())
 
-    def _finish(self, output: Any, load: Load, positions: Tensor, slots: Tensor) -> None:
+    def _finish(self, output: Any, load: MadeUp, positions: Tensor, slots: Tensor) -> None:
         output.next_token_logits.argmax(-1)
         self._drafter.observe(
             Commit(
@@ -188,10 +191,11 @@ class StepProfiler:
         )
 
     def _batch(
-        self, mode: ForwardMode, load: Load, tokens: Tensor, positions: Tensor, slots: Tensor, own: int
+        self, mode: ForwardMode, load: MadeUp, tokens: Tensor, positions: Tensor, slots: Tensor, new: int
     ) -> ForwardBatch:
-        """A forward over these rows; `own`: whether SGLang counts the new token into `seq_lens` (decode does)."""
-        lens = load.lens + own
+        """A forward over these rows. new: tokens of a request that SGLang counts into `seq_lens` already: 1 in a decode
+        step, 0 in a verify"""
+        lens = load.lens + new
         batch = ForwardBatch(
             forward_mode=mode,
             batch_size=load.count,

@@ -6,25 +6,25 @@ from collections.abc import Mapping
 
 from .bad_drafts import BadDrafts
 from .metrics import Metrics
-from .plan import Ride
+from .plan import StepRecord
 
 
-def publish_step(metrics: Metrics, ride: Ride, bad: BadDrafts, phases: Mapping[str, float]) -> None:
+def publish_step(metrics: Metrics, record: StepRecord, bad: BadDrafts, phases: Mapping[str, float]) -> None:
     """phases: host seconds since the server started"""
-    step = ride.step
+    step = record.step
     metrics.phases(phases)
     metrics.add("steps", 1, step.kind)
     metrics.add("emitted_tokens", step.emitted, step.kind)
     metrics.set("depth", step.offered / step.requests)
     metrics.set("width", step.offered / max(1, step.speculating))
     metrics.set("rows", step.rows)
-    metrics.set("active_rule", 0 if ride.active.rule is None else ride.active.rule + 1)
+    metrics.set("active_rule", 0 if record.active.rule is None else record.active.rule + 1)
     if step.offered:
         accepted = step.gained - step.speculating
         metrics.add("draft_tokens", accepted, "accepted")
         metrics.add("draft_tokens", step.offered - accepted, "rejected")
-        metrics.observe("accepted_length", [n for n, k in zip(ride.lengths, ride.offered, strict=True) if k])
-        predicted = float(ride.predicted.sum())
+        metrics.observe("accepted_length", [n for n, k in zip(record.lengths, record.offered, strict=True) if k])
+        predicted = float(record.predicted.sum())
         metrics.add("survival_predicted", predicted)
         metrics.add("survival_observed", accepted)
         metrics.add("calibration_error", abs(predicted - accepted))

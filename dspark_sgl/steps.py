@@ -21,7 +21,7 @@ from dspark_sgl.kernels.walk import path_lengths
 
 from .clock import PREFILL, RoundClock
 from .governor import Governor
-from .plan import Plan, Ride
+from .plan import Plan, StepRecord
 from .ranks import agree
 from .request_view import RequestBook
 from .seen import Seen
@@ -33,7 +33,7 @@ class _Step:
 
     plain: nobody can speculate, whatever the policy says
     lens: tokens in each request's KV when it began
-    ride: the governor's record of it; on rank 0 only
+    record: the governor's record of it; on rank 0 only
     layout, seen, path: filled in when a round has been enqueued; a plain step has none
     span: the device's ends of the step before and of this one; where the scheduler overlaps
     """
@@ -41,7 +41,7 @@ class _Step:
     requests: Sequence[Any]
     plain: bool
     plan: Plan
-    ride: Ride | None
+    record: StepRecord | None
     lens: Sequence[int] = ()
     layout: TreeLayout | None = None
     seen: Seen | None = None
@@ -50,7 +50,11 @@ class _Step:
 
 
 class Steps:
-    """`ahead`: SGLang overlaps its scheduler with the device."""
+    """Plans, times and learns from decode steps.
+
+    ahead: SGLang overlaps its scheduler with the device. Three steps are then alive at once: `_before`, which is
+        learned from now, `_open`, which runs, and `_next`, planned ahead
+    """
 
     def __init__(self, ahead: bool, device: torch.device | str) -> None:
         self.clock = RoundClock()
@@ -83,29 +87,29 @@ class Steps:
         step.lens = lens
         step.plan = Plan.from_wire(agree(torch.tensor(step.plan.wire)).tolist())
         self._open = step
-        if self.governor is not None and step.ride is not None:
-            self.governor.started(step.ride)
+        if self.governor is not None and step.record is not None:
+            self.governor.started(step.record)
         return step.plan
 
     def _planned(self, requests: Sequence[Any], lens: Sequence[int], plain: bool) -> _Step:
         if self.governor is None:
             return _Step(requests, plain, Plan.plain(len(requests)), None)
-        ride = self.governor.plan([self._book.load(*r, plain) for r in zip(requests, lens, strict=True)])
-        return _Step(requests, plain, ride.plan, ride)
+        record = self.governor.plan([self._book.load(*r, plain) for r in zip(requests, lens, strict=True)])
+        return _Step(requests, plain, record.plan, record)
 
     def select(self, seen: Seen) -> Tensor:
         """bool `[bs, N]`, on the host: the drafts that are worth the target's time."""
         kept = torch.zeros(seen.shape, dtype=torch.bool)
         if self.governor is not None:
-            assert self._open is not None and self._open.ride is not None
-            kept = torch.from_numpy(self.governor.select(self._open.ride, *seen.drafts))
+            assert self._open is not None and self._open.record is not None
+            kept = torch.from_numpy(self.governor.select(self._open.record, *seen.drafts))
         return agree(kept)
 
-    def asked(self, layout: TreeLayout, seen: Seen, path: Fetched) -> None:
+    def enqueued(self, layout: TreeLayout, seen: Seen, path: Fetched) -> None:
         """A round has been enqueued; its path arrives later. path: as in `Acceptance`"""
         assert self._open is not None
-        if self._open.ride is not None:
-            self._open.ride.rows = sum(layout.widths)
+        if self._open.record is not None:
+            self._open.record.rows = sum(layout.widths)
         self._open.layout, self._open.seen, self._open.path = layout, seen, path
 
     def end(self, kind: str, batch: Any) -> None:
@@ -130,28 +134,28 @@ class Steps:
             self._learn(self._open)
 
     def _time(self, step: _Step | None, seconds: float | None) -> None:
-        if step is not None and step.ride is not None and self.governor is not None and seconds is not None:
-            self.governor.timed(step.ride, seconds)
+        if step is not None and step.record is not None and self.governor is not None and seconds is not None:
+            self.governor.timed(step.record, seconds)
 
     def _learn(self, step: _Step | None) -> None:
         """What a step brought, for clock, requests and policy."""
         if step is None:
             return
         live = np.array([not (self._ahead and _was_over(*r)) for r in zip(step.requests, step.lens, strict=True)])
-        if step.ride is not None:
-            step.ride.live = live
+        if step.record is not None:
+            step.record.live = live
         if step.layout is not None and step.seen is not None and step.path is not None:
             path, widths = step.path.get(), step.layout.widths
             spoke, lengths = [i for i, width in enumerate(widths) if width > 1 and live[i]], path_lengths(path)
             self.clock.count(sum(widths[i] - 1 for i in spoke), [lengths[i] for i in spoke])
             for i in spoke:
                 self._book.count(step.requests[i], lengths[i])
-            if self.governor is not None and step.ride is not None:
+            if self.governor is not None and step.record is not None:
                 if step.plan.settled:
-                    self.governor.select(step.ride, *step.seen.drafts)
-                self.governor.learn(step.ride, path.numpy())
-        if self.governor is not None and step.ride is not None:
-            self.governor.publish(step.ride, self.clock.seconds)
+                    self.governor.select(step.record, *step.seen.drafts)
+                self.governor.learn(step.record, path.numpy())
+        if self.governor is not None and step.record is not None:
+            self.governor.publish(step.record, self.clock.seconds)
 
 
 def _was_over(request: Any, length: int) -> bool:

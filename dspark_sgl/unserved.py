@@ -1,4 +1,4 @@
-"""Targets and settings of SGLang's that our worker does not serve, each refused in one line.
+"""Targets, settings and requests of SGLang's that our worker does not serve, each refused in one line.
 
 What is not named here is served, or refused by SGLang itself. Loads nothing: it reads a config.json, the server's
 arguments, and what SGLang says of a target that it has loaded.
@@ -41,6 +41,11 @@ SWITCHES = {
     "is_embedding": "embeddings",
 }
 """Switches of SGLang's, each for something that a round does not have."""
+_FIELDS = (
+    *("return_hidden_states", "return_sampling_mask", "return_routed_experts", "return_indexer_topk"),
+    *("token_indices_to_pool", "multi_item_delimiter_indices"),
+)
+"""Of a request: outputs that a round does not keep, and scores by position, which SGLang omits when speculating."""
 
 
 def refuse_settings(args: Any, algorithm: str) -> None:
@@ -69,11 +74,24 @@ def _settings(args: Any) -> Iterator[tuple[str, str]]:
         yield f"--disaggregation-mode {args.disaggregation_mode}", "KV comes without the drafter's context"
     for name, served in (("moe_a2a_backend", {"none"}), ("moe_dense_tp_size", {None, args.tp_size}), ("dcp_size", {1})):
         if getattr(args, name) not in served:
-            yield f"--{name.replace('_', '-')} {getattr(args, name)}", "it counts on as many rows of every request"
+            yield (
+                f"--{name.replace('_', '-')} {getattr(args, name)}",
+                "it assumes the same number of rows for every request",
+            )
+
+
+def refuse_request(request: Any) -> None:
+    """Raises ValueError, which SGLang answers as a 400."""
+    for name in _FIELDS:
+        if getattr(request, name, None):
+            raise ValueError(
+                f"{name} is not available with this speculative algorithm; start the server without "
+                "--speculative-algorithm"
+            )
 
 
 def refuse_target(folder: Path, algorithm: str, on_gpu: bool = False) -> None:
-    """Raises DraftError for a target whose layers a verify of ours does not fit. on_gpu: nor FlashInfer's"""
+    """Raises DraftError for a target whose layers our verify, or on a GPU FlashInfer's backend, cannot serve."""
     file = folder / "config.json"
     if not file.is_file():
         return  # SGLang says so
@@ -84,13 +102,13 @@ def refuse_target(folder: Path, algorithm: str, on_gpu: bool = False) -> None:
 
 
 def refuse_runner(target: Any, algorithm: str) -> None:
-    """Raises DraftError for what no config tells and SGLang's model runner of the loaded target does."""
+    """Raises DraftError for what only the loaded target shows, of which this is SGLang's model runner."""
     if target.device == "cuda" and target.sliding_window_size not in (None, -1):
         raise DraftError(f"the target {_WINDOWS}; start without --speculative-algorithm {algorithm}")
 
 
 def _problems_on_gpu(config: Mapping[str, Any]) -> Iterator[str]:
-    # FlashInfer's backend takes the window off the request's first row, and off a mask not at all.
+    # It places the window by a request's first row, and ignores it under a mask.
     if "sliding_attention" in (config.get("layer_types") or ()):
         yield f"the target {_WINDOWS}"
 

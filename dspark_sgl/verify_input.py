@@ -68,7 +68,7 @@ class VerifyInput(SpecInput):
         device, requests = paged_kernel_lens.device, paged_kernel_lens.shape[0]
         # A graph's batch is padded with requests that are not there.
         layout = (
-            self.layout if requests == self.layout.batch_size else self.layout.padded(requests, self.layout.max_width)
+            self.layout if requests == self.layout.batch_size else self.layout.widened(requests, self.layout.max_width)
         )
         host = None
         if self.absent is not None and kv_start_idx is None:

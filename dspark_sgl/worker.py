@@ -226,10 +226,10 @@ class SpecWorker(BaseSpecWorker):
             )
             lens = batch.seq_lens + accepted.lengths
             publish(lens)
-            emitted, path = accepted.emitted(layout), Fetched(accepted.path)
-            self._steps.asked(layout, seen, path)
+            emitted, host_path = accepted.emitted(layout), Fetched(accepted.path)
+            self._steps.enqueued(layout, seen, host_path)
         with clock.phase("commit"):
-            self._commit(batch, output, layout, accepted.path, emitted, path, slots)
+            self._commit(batch, output, layout, accepted.path, emitted, host_path, slots)
             if batch.return_logprob:
                 attach_logprobs(batch, output, layout, accepted, emitted)
         return step_result(
@@ -298,18 +298,18 @@ class SpecWorker(BaseSpecWorker):
         layout: TreeLayout,
         path: Tensor,
         emitted: Tensor,
-        known: Fetched,
+        host_path: Fetched,
         slots: Tensor,
     ) -> None:
         """Keep the accepted path: its KV moves to the front, and the drafter learns its hidden states.
 
-        known: the path as the host will have it, for a drafter that has to know how long it is
+        host_path: the same path on its way to the host, read only for a drafter that needs lengths there
         """
         hidden = self._take_hidden(output)
         if self._drafter.on_device and path.is_cuda:
             commit, kept = early_commit(batch, layout, path, emitted, slots, hidden)
         else:
-            commit, kept = verify_commit(batch, layout, path, emitted, path_lengths(known.get()), slots, hidden)
+            commit, kept = verify_commit(batch, layout, path, emitted, path_lengths(host_path.get()), slots, hidden)
         if not layout.is_chain:
             rows = layout.pack(slots[:, : layout.max_width])
             self._target.token_to_kv_pool.move_kv_cache(commit.cache_locs, rows[kept])

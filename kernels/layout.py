@@ -1,7 +1,7 @@
 """The shape of one verify batch: a ragged forest of draft tokens, one tree per request.
 
-A chain is a tree of width 1, so everything after the drafter speaks of trees only. This module lays rows out and never
-decides which draft tokens are worth a row (policies do) nor whether one is accepted (`walk`, `rejection`).
+A chain is a tree without branches, so everything after the drafter speaks of trees only. This module lays rows out and
+never decides which draft tokens are worth a row (policies do) nor whether one is accepted (`walk`, `rejection`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from .staging import staged
 
 ROOT = -1
 """Parent of the anchor row."""
+NO_NODE = -1
+"""Parent, in a proposal, of what is no node: there 0 is the anchor."""
 
 
 @dataclass(frozen=True)
@@ -109,10 +111,10 @@ class TreeLayout:
         padded.view(-1, *packed.shape[1:])[self.place] = packed
         return padded
 
-    def padded(self, requests: int, width: int) -> TreeLayout:
+    def widened(self, requests: int, width: int) -> TreeLayout:
         """The same trees among `requests` requests of `width` rows each: the rows and requests added are dead.
 
-        A dead row is token 0 at the anchor's place. It is nobody's child; behind a chain it sees the chain.
+        A dead row is token 0 at the anchor's position. No live row attends to it, and what it yields is dropped.
         """
         if self.widths == (width,) * requests:
             return self
@@ -161,8 +163,8 @@ def tree_layout(anchors: Tensor, drafts: Tensor, parents: Tensor, keep: Tensor) 
     """A tree per request: the anchor, then the proposed nodes that are kept, in their order.
 
     anchors: int64 `[bs]`; drafts: int64 `[bs, N]`
-    parents: int64 `[bs, N]`; `parents[i, n]` is the parent's row (0 = the anchor, `m + 1` = node `m < n`), or `ROOT`
-        where there is no node
+    parents: int64 `[bs, N]`; `parents[i, n]` is the parent's row (0 = the anchor, `m + 1` = node `m < n`), or
+        `NO_NODE`
     keep: bool `[bs, N]`, closed under parents; what is kept where there is no node is ignored
     parents and keep decide the shape, and that is worked out on the host, whatever device the tokens are on: a GPU
     would take a launch for each of these steps and have the host wait for the widths.
@@ -173,7 +175,7 @@ def tree_layout(anchors: Tensor, drafts: Tensor, parents: Tensor, keep: Tensor) 
     order = torch.arange(1, nodes + 1)
     if bool((parents >= order).any()):
         raise ValueError("a draft tree's parents must precede their children")
-    keep = torch.cat([torch.ones_like(keep[:, :1]), keep & (parents != ROOT)], dim=1)
+    keep = torch.cat([torch.ones_like(keep[:, :1]), keep & (parents != NO_NODE)], dim=1)
     if bool((keep[:, 1:] & ~keep.gather(1, parents.clamp(min=0))).any()):
         raise ValueError("a draft tree's node hangs from a node that is absent")
     depth = torch.zeros(bs, nodes + 1, dtype=torch.int64)

@@ -61,25 +61,25 @@ def reject_chain(
     layout: TreeLayout,
     target_probs: Tensor,
     draft: DraftDistribution,
-    draft_probs: Tensor,
+    token_probs: Tensor,
     generator: torch.Generator,
 ) -> Acceptance:
     """Rejection sampling along each chain.
 
     layout: chains, drafts in rows 1..; target_probs: float32 `[rows, V]`, packed, each row normalised
     draft: what they were drawn from
-    draft_probs: float32 `[bs, D]`, q of each draft token, `D >= W - 1`
+    token_probs: float32 `[bs, D]`, q of each draft token, `D >= W - 1`
     """
     coins = Coins.toss(layout, generator)
     if target_probs.is_cuda:
         from . import rejection_triton
 
-        return rejection_triton.reject_chain(layout, target_probs, draft, draft_probs, coins)
-    return reject_chain_torch(layout, target_probs, draft, draft_probs, coins)
+        return rejection_triton.reject_chain(layout, target_probs, draft, token_probs, coins)
+    return reject_chain_torch(layout, target_probs, draft, token_probs, coins)
 
 
 def reject_chain_torch(
-    layout: TreeLayout, target_probs: Tensor, draft: DraftDistribution, draft_probs: Tensor, coins: Coins
+    layout: TreeLayout, target_probs: Tensor, draft: DraftDistribution, token_probs: Tensor, coins: Coins
 ) -> Acceptance:
     """The reference, given the coins."""
     bs, width, device = layout.batch_size, layout.max_width, layout.tokens.device
@@ -89,10 +89,10 @@ def reject_chain_torch(
     parent = (starts[:, None] + row).where(exists, 0)
     p = target_probs[parent, layout.tokens[:, 1:]]
     # u < p/q written without a division, so that q = 0 (never drawn) cannot produce a NaN.
-    passed = exists & (coins.tries * draft_probs[:, : width - 1] < p)
+    passed = exists & (coins.tries * token_probs[:, : width - 1] < p)
     accepted = passed.to(torch.int64).cumprod(1).sum(1)
     request, next_draft = torch.arange(bs, device=device), accepted.clamp(max=draft.probs.shape[1] - 1)
-    rejected = (accepted < layout.counts - 1) & draft_probs[request, next_draft].isfinite()
+    rejected = (accepted < layout.counts - 1) & token_probs[request, next_draft].isfinite()
     q = draft.probs[request, next_draft]
     last = target_probs[starts + accepted]
     left = residual(last, q, rejected.float(), draft.vocab)

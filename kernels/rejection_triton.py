@@ -27,7 +27,7 @@ def draw_at(weights: Tensor, coins: Tensor) -> Tensor:
 
 
 def reject_chain(
-    layout: TreeLayout, target_probs: Tensor, draft: DraftDistribution, draft_probs: Tensor, coins: Coins
+    layout: TreeLayout, target_probs: Tensor, draft: DraftDistribution, token_probs: Tensor, coins: Coins
 ) -> Acceptance:
     """As `rejection.reject_chain_torch`."""
     bs, width, device = layout.batch_size, layout.max_width, layout.tokens.device
@@ -43,7 +43,7 @@ def reject_chain(
         target_probs.contiguous(),
         draft.probs.contiguous(),
         column_of(draft.vocab, vocabulary),
-        draft_probs.contiguous(),
+        token_probs.contiguous(),
         coins.tries,
         coins.last,
         width,
@@ -140,7 +140,7 @@ def _chain(
     target,
     draft,
     column,
-    draft_probs,
+    token_probs,
     tries,
     coins,
     width,
@@ -154,7 +154,7 @@ def _chain(
     """path: int64 `[bs, width]`; lengths, bonus: int64 `[bs]`; tokens: int64 `[bs, width]`; starts: int32 `[bs + 1]`
 
     target: float32 `[rows, columns]`; draft: float32 `[bs, depth, draft_columns]`; column: int32 `[columns]`
-    draft_probs: float32 `[bs, depth]`; tries: float32 `[bs, width - 1]`; coins: float64 `[bs]`
+    token_probs: float32 `[bs, depth]`; tries: float32 `[bs, width - 1]`; coins: float64 `[bs]`
     """
     request = tl.program_id(0).to(tl.int64)
     first = tl.load(starts + request)
@@ -163,7 +163,7 @@ def _chain(
     tried = at < offered
     token = tl.load(tokens + request * width + at + 1, tried, 0)
     p = tl.load(target + (first + at).to(tl.int64) * columns + token, tried, 0.0)
-    q = tl.load(draft_probs + request * depth + at, tried, 0.0)
+    q = tl.load(token_probs + request * depth + at, tried, 0.0)
     coin = tl.load(tries + request * (width - 1) + at, tried, 0.0)
     # Not `coin q >= p`, which a q of NaN would not be.
     accepted = tl.min(tl.where(tried & ((coin * q < p) == 0), at, offered), 0)

@@ -7,9 +7,9 @@ Drawn, so that rejection sampling can follow the tree (`tree_rejection.py`):
 
     x_1 ~ q,   x_i ~ q_i = q without x_1 .. x_{i-1}, normalised
 
-Whether the i-th draw is offered must be settled before it is made. So its chance does not read what was drawn: it is
-what a draw promises, for the first one the drafter's confidence c in its distribution after this node, for the others a
-share of what the first one leaves, never more than the draw before,
+Whether the i-th draw is offered must be settled before it is made. So draws are ranked by what they promise beforehand,
+and not by what they bring: the first one the drafter's confidence c, later ones a share of 1 - c and never more than
+the draw before,
 
     gain_1 = c,   gain_i = min(gain_{i-1}, (1 - c) REST / i)
 
@@ -64,7 +64,7 @@ class KeptDistributions:
     """q of the nodes that may still end up in a tree, in `room` rows a request however many nodes are expanded.
 
     A node that is not among the best found so far never is again, and its row goes to another. One row more takes in
-    what is not worth keeping: how many these are a GPU would have to tell the host.
+    every q that is not worth keeping: to skip them the host would have to wait for their number.
 
     best, in the methods: int64 `[bs, B]`, numbers of the best nodes found so far (0: the anchor, m + 1: node m)
     """

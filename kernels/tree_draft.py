@@ -24,10 +24,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .layout import NO_NODE
 from .sequential_head import Linear, SequentialHead, confidence
 from .tree_children import KeptDistributions, NodeDistributions, Picked, TreeDraw, joined, pick, rows_at_once
-
-NO_NODE = -1
 
 
 @dataclass(frozen=True)
@@ -247,7 +246,7 @@ def _most_expanded(children: Children, most: int) -> int:
 
 
 def _worth_expanding(all_survival: Tensor, fresh: Tensor, most: int, beam: int | None) -> Tensor:
-    """int64 `[bs, F]`: places in the newest level, the best first, that hold each request's nodes of the best `most`;
+    """int64 `[bs, F]`: which nodes of the newest level to expand, best first: those among the best `most` found so far,
     no more than `beam` of them.
 
     Where a request has fewer such nodes than another, its next best come along; they do no harm.

@@ -39,6 +39,10 @@ DISTURBED = 0.3
 """From here on a `disturbance` is not chance: on a quiet machine it is a tenth."""
 OWN = 0.25
 """Of a surprise within a kind, what goes to its size and not to the pace."""
+POWERS = 32
+"""Sizes are told apart by their power of two."""
+ENOUGH = 20
+"""Steps of each kind that stand in for a profile."""
 
 
 @dataclass(frozen=True)
@@ -224,11 +228,6 @@ class CostModel:
         new = file.with_suffix(f".{os.getpid()}.new")  # replicas that start at once save the same file
         new.write_text(json.dumps(content, indent=1))
         new.replace(file)
-
-
-POWERS = 32
-ENOUGH = 20
-"""Steps of each kind that stand in for a profile."""
 
 
 def _sound(point: CostPoint) -> bool:

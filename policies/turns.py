@@ -20,14 +20,14 @@ CHANGE = 0.5
 MOST_LOST = 2.0
 """However far behind the other kind is, its trials come as if it lost no more than this."""
 NEAR, BETTER = 0.1, 0.02
-"""Probes follow one another at once while the best round is within this share of a plain step and has come nearer by
-that one: half of all probes come nearer by chance, and a larger batch by rounding."""
+"""A probe is followed by another at once where it has brought the best round to within `NEAR` of a plain step, and
+nearer than before by more than `BETTER`: half of all probes come nearer by chance, and a larger batch by rounding."""
 
 
 @dataclass(frozen=True)
 class Turn:
     """A step's place. drafting: rounds pay; on_trial: this step is of the other kind, and so are `left` more
-    waited: steps since the last trial; haste: how many times as soon as it may cost comes the next
+    waited: steps since the last trial; haste: what the wait for the next one is divided by
     before: the best round's gain when the last probe began
     """
 

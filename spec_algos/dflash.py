@@ -36,7 +36,7 @@ class DFlashDrafter(BlockDrafter):
 
     def _draw(self, logits: Tensor, hidden: Tensor, anchors: Tensor, draw: ChainDraw) -> Proposal:
         chain = draw_at_once(logits, draw)
-        return Proposal(chain.tokens, None, chain.distribution, chain.token_probs, certainty(logits))
+        return Proposal.of_chain(chain, certainty(logits))
 
     def _children(self, logits: Tensor, hidden: Tensor) -> IndependentChildren:
         return IndependentChildren(logits, self._head.vocab)

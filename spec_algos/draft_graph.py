@@ -81,10 +81,11 @@ class DraftGraphs:
         self._pool = torch.cuda.graph_pool_handle()
 
     def reserve(self, kind: Hashable, requests: int, kept: int, at_work: int) -> bool:
-        """Sets room aside for the recording of so many requests' drafts of this kind, unless it has some; False where
-        there is none. One takes half of what is left at most, so that smaller ones, which others need, still find room.
+        """Sets memory aside for a recording of so many requests' drafts of this kind, unless it has some; False where
+        it does not fit. It may take half of what is left, so that smaller ones still fit.
 
-        kept, at_work: float32 of q that each request keeps, and has at work at a time, in memory that recordings share
+        kept, at_work: float32 values of q per request: those held for good, and those needed while the recording runs,
+            in memory that all share
         """
         rung = _rung(requests)
         if (kind, rung) in self._reserved:

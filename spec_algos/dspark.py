@@ -46,7 +46,7 @@ class DSparkDrafter(BlockDrafter):
         scores = None
         if self._confidence is not None:
             scores = confidence(self._markov, self._confidence, hidden, anchors, chain.tokens)
-        return Proposal(chain.tokens, None, chain.distribution, chain.token_probs, scores)
+        return Proposal.of_chain(chain, scores)
 
     def _children(self, logits: Tensor, hidden: Tensor) -> MarkovChildren:
         return MarkovChildren(self._markov, logits, hidden, self._head.vocab, self._confidence)

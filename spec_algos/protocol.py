@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Generator, Tensor
 
 if TYPE_CHECKING:
+    from dspark_sgl.kernels.draft_chain import DraftChain
     from dspark_sgl.kernels.rejection import DraftDistribution
     from dspark_sgl.kernels.tree_children import NodeDistributions
     from dspark_sgl.kernels.tree_draft import TreeShape
@@ -78,7 +79,8 @@ class Proposal:
         tree. None when they were chosen deterministically: then acceptance is by match, which is exact for any choice
     confidence: float32 `[bs, N]`, chance that a node survives given that its parent did, or None. 0 where there is no
         draft: such a node and what follows it is never verified. It may read a node's ancestors, and the node itself
-        only where tokens are chosen deterministically: a drawn token that decides about its own verification biases it
+        only where tokens are chosen deterministically: a drawn token that decides about its own verification biases
+        what is emitted
     """
 
     tokens: Tensor
@@ -87,6 +89,10 @@ class Proposal:
     token_probs: Tensor | None = None
     confidence: Tensor | None = None
     drawn: NodeDistributions | None = None
+
+    @classmethod
+    def of_chain(cls, chain: DraftChain, confidence: Tensor | None) -> Proposal:
+        return cls(chain.tokens, None, chain.distribution, chain.token_probs, confidence)
 
     @property
     def unsound(self) -> Tensor | None:
@@ -136,17 +142,17 @@ class Drafter(ABC):
     default_depth: ClassVar[int] = 7
     """How deep to draft where neither the server's settings nor the checkpoint say."""
     trees: ClassVar[bool] = False
-    """It drafts trees where `Round.tree` asks for them. One that drafts nothing else says `max_nodes` instead."""
+    """It drafts trees where `Round.tree` asks for them. A drafter of nothing but trees says no, and `max_nodes`."""
     uses_target_hidden: ClassVar[bool] = False
     """`Commit.hidden` carries hidden states of the target: of the layers that the draft checkpoint names."""
+    final_hidden: ClassVar[bool] = False
+    """They are the final ones instead, normed, as the target's own head reads them."""
     on_device: ClassVar[bool] = False
     """It drafts and observes by tensors alone: it reads no history, and `observe` handles every row independently, so
     rejected rows may be included, aimed at `DEAD_SLOT`. On a GPU rounds then follow one another while the host still
     reads what they brought."""
     whole_chains: ClassVar[bool] = False
     """Its chains are always as deep as was asked for. What a policy then verifies all of needs no second look."""
-    final_hidden: ClassVar[bool] = False
-    """Instead of layers by name: the final hidden states, normed, as the target's own head reads them."""
     recurrent: ClassVar[bool] = False
     """Its context at position i also depends on the token at i + 1. SGLang's radix cache then matches pairs of tokens,
     so that what a hit brings along was written for the same successor."""

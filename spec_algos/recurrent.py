@@ -123,7 +123,7 @@ class RecurrentDrafter(Drafter):
             columns.append(draw.columns(logits, None if q is None else q[:, k]))
             confidence.append(certainty(logits))
         chain = draw.chain(torch.stack(columns, dim=1), q)
-        return Proposal(chain.tokens, None, chain.distribution, chain.token_probs, torch.stack(confidence, dim=1))
+        return Proposal.of_chain(chain, torch.stack(confidence, dim=1))
 
     def _context_pass(self, commit: Commit) -> tuple[Tensor, Tensor]:
         """`[n, H]` twice, over rows `(hidden of i, token at i + 1)` behind what is in the draft's KV already."""

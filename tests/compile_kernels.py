@@ -13,7 +13,7 @@ from dspark_sgl.kernels import mask_triton, rejection_triton, sequential_head_tr
 POINTERS = {
     **dict.fromkeys(("path", "lengths", "bonus", "tokens", "parents", "nodes", "place"), "*i64"),
     **dict.fromkeys(("starts", "row_starts", "column"), "*i32"),
-    **dict.fromkeys(("weights", "target", "draft", "draft_probs", "tries", "q", "most", "mass"), "*fp32"),
+    **dict.fromkeys(("weights", "target", "draft", "token_probs", "tries", "q", "most", "mass"), "*fp32"),
     **dict.fromkeys(("total", "temperature"), "*fp32"),
     "coins": "*fp64",
     "greedy": "*i1",

@@ -25,8 +25,6 @@ EPS, THETA = 1e-6, 10000.0
 class DraftReference(ABC):
     """A draft folder and its target."""
 
-    prefix: str
-
     def __init__(self, target: LlamaForCausalLM, folder: Path) -> None:
         self.target, self.folder = target, folder
         self.w = load_file(folder / "model.safetensors")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dspark_sgl.acceptance import Acceptance, by_domain
+from dspark_sgl.accept_counts import AcceptCounts, by_domain
 from dspark_sgl.cli import main
 from dspark_sgl.policies.errors import PolicyError
 from dspark_sgl.prompts import Prompt, read_prompts
@@ -24,7 +24,7 @@ def rounds(*pairs: tuple[int, int]) -> list[RecordedRound]:
 
 
 def test_acceptance_is_counted_where_a_draft_was_put_to_the_test():
-    found = Acceptance.of(rounds((3, 3), (3, 1), (3, 0), (1, 1), (2, 2)))
+    found = AcceptCounts.of(rounds((3, 3), (3, 1), (3, 0), (1, 1), (2, 2)))
     assert (found.rounds, found.tokens, found.accepted_length) == (5, 12, 2.4)
     # Draft 2: reached by (3, 3), (3, 1) and (2, 2), not where only one draft was offered; draft 3: by (3, 3) alone.
     assert found.reached == (5, 3, 1)
@@ -36,7 +36,7 @@ def test_the_branches_of_trees_are_counted_by_what_went_before():
     def tree(offered: int, *ranks: int) -> RecordedRound:
         return RecordedRound("a", 0.0, offered, len(ranks), None, nodes=8, ranks=list(ranks))
 
-    found = Acceptance.of([tree(3, 0, 1), tree(2, 2), tree(1), tree(3, 1, 0, 0), *rounds((2, 2))])
+    found = AcceptCounts.of([tree(3, 0, 1), tree(2, 2), tree(1), tree(3, 1, 0, 0), *rounds((2, 2))])
     assert found.accepted_length == (3 + 2 + 1 + 4 + 3) / 5
     # Sides: three accepted; the likeliest child failed there, and at the ends of the first three rounds.
     # After a likeliest child: 0 -> 1 and 0 -> 0 go on. After a side: 1 ends, 2 ends, 1 -> 0 goes on.
@@ -46,12 +46,12 @@ def test_the_branches_of_trees_are_counted_by_what_went_before():
         "continued_after_first": 1.0,
         "continued_after_side": 1 / 3,
     }
-    assert "tree" not in Acceptance.of(rounds((2, 2))).entry()
+    assert "tree" not in AcceptCounts.of(rounds((2, 2))).entry()
 
 
 def test_a_draft_that_was_never_reached_has_no_share():
-    assert Acceptance.of(rounds((2, 0), (2, 0))).by_position == [0.0, None]
-    assert Acceptance.of([]).entry()["accepted_length"] is None
+    assert AcceptCounts.of(rounds((2, 0), (2, 0))).by_position == [0.0, None]
+    assert AcceptCounts.of([]).entry()["accepted_length"] is None
 
 
 def test_the_macro_average_weighs_domains_alike():

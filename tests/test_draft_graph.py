@@ -42,7 +42,7 @@ class Model:
         if tree is None:
             draw = ChainDraw(None, inputs.temperature, inputs.greedy, self.generator)
             chain = draft_chain(self.head, logits, inputs.hidden, inputs.anchors, draw)
-            return Proposal(chain.tokens, None, chain.distribution, chain.token_probs)
+            return Proposal.of_chain(chain, None)
         at_random = None
         if inputs.temperature is not None:
             at_random = TreeDraw(inputs.temperature, inputs.greedy, self.generator)

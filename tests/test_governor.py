@@ -36,18 +36,18 @@ def test_a_confidence_of_zero_is_the_end_of_a_chain(tmp_path: Path, schedule: st
     watch, cost = PolicyWatch(str(policy)), CostModel.from_points([])
     governor = Governor(watch, BLOCK, 0, False, cost, calibration, LoadMeter(HardwareSampler()), None, None)
     watch.close()
-    ride = governor.plan(requests(4))
-    plan = ride.plan
+    record = governor.plan(requests(4))
+    plan = record.plan
     assert min(plan.depths) >= 2
     confidence = np.array([[0.9, 0.9, 0.9, 0.9], [0.9, 0.0, 0.9, 0.9], [0.0] * 4, [0.9, math.nan, 0.9, 0.9]])
     deepest = max(plan.depths)
-    verified = governor.select(ride, Forest.chains(4, deepest), confidence[:, :deepest])
+    verified = governor.select(record, Forest.chains(4, deepest), confidence[:, :deepest])
     assert verified.sum(1).tolist() == [plan.depths[0], 1, 0, 1]
     before = calibration.expected(1, BLOCK)[0, 0]
     accepted = np.array([plan.depths[0], 1, 0, 1])
     rows = np.arange(deepest + 1)
-    ride.live = np.ones(len(accepted), bool)
-    governor.learn(ride, np.where(rows <= accepted[:, None], rows, -1))
+    record.live = np.ones(len(accepted), bool)
+    governor.learn(record, np.where(rows <= accepted[:, None], rows, -1))
     assert calibration.expected(1, BLOCK)[0, 0] > before, "a draft that was not there has not been rejected"
 
 
@@ -59,12 +59,12 @@ def test_a_draft_that_returns_nan_is_looked_at_before_it_is_verified(tmp_path: P
     watch.close()
     settled = []
     for said in (0.9, math.nan, math.nan, 0.9, 0.9):
-        ride = governor.plan(requests(2))
-        settled.append(ride.plan.settled)
-        verified = governor.select(ride, Forest.chains(2, 3), np.full((2, 3), said))
-        assert verified.all() or not ride.plan.settled
-        ride.live = np.ones(2, bool)
-        governor.learn(ride, np.zeros((2, 1), dtype=np.int64))
+        record = governor.plan(requests(2))
+        settled.append(record.plan.settled)
+        verified = governor.select(record, Forest.chains(2, 3), np.full((2, 3), said))
+        assert verified.all() or not record.plan.settled
+        record.live = np.ones(2, bool)
+        governor.learn(record, np.zeros((2, 1), dtype=np.int64))
     assert settled == [True, True, False, False, True]
 
 
@@ -77,11 +77,11 @@ def test_rounds_of_requests_that_had_ended_cost_time_and_count_for_nothing(tmp_p
     watch.close()
     before = calibration.expected(1, BLOCK).tolist()
     for live, offered, emitted in (([False, False], 0, 0), ([True, False], 3, 4)):
-        ride = governor.plan(requests(2))
-        ride.rows, ride.live = 8, np.array(live)
-        assert ride.step.emitted == sum(live), "of a plain step"
-        governor.select(ride, Forest.chains(2, 3), np.full((2, 3), 0.9))
-        governor.learn(ride, np.array([[0, 1, 2, 3], [0, -1, -1, -1]]))
-        assert (ride.step.kind, ride.step.rows, ride.step.requests) == ("round", 8, 2)
-        assert (ride.step.offered, ride.step.emitted, len(ride.predicted)) == (offered, emitted, offered)
+        record = governor.plan(requests(2))
+        record.rows, record.live = 8, np.array(live)
+        assert record.step.emitted == sum(live), "of a plain step"
+        governor.select(record, Forest.chains(2, 3), np.full((2, 3), 0.9))
+        governor.learn(record, np.array([[0, 1, 2, 3], [0, -1, -1, -1]]))
+        assert (record.step.kind, record.step.rows, record.step.requests) == ("round", 8, 2)
+        assert (record.step.offered, record.step.emitted, len(record.predicted)) == (offered, emitted, offered)
         assert (calibration.expected(1, BLOCK).tolist() == before) == (not any(live))

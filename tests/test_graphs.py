@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dspark_sgl.graphs import VerifyGraphs, _held, batch_sizes, ladder, live_rows
+from dspark_sgl.graphs import VerifyGraphs, batch_sizes, ladder, live_rows, most_in_workspace
 from dspark_sgl.kernels.layout import TreeLayout, chain_layout, tree_layout
 from dspark_sgl.verify_input import VerifyInput
 from dspark_sgl.verify_plan import plan_on_host
@@ -46,7 +46,7 @@ def test_attention_fits_the_scratch_memory(heads: int, kv_heads: int, width: int
     workspace, group = 384 * 2**20, heads // kv_heads
     sizes = SimpleNamespace(num_qo_heads=heads, num_kv_heads=kv_heads, head_dim=128)
     buffer = torch.empty(workspace, dtype=torch.uint8, device="meta")
-    most = _held(SimpleNamespace(indices_updater_prefill=sizes, workspace_buffer=buffer), width)
+    most = most_in_workspace(SimpleNamespace(indices_updater_prefill=sizes, workspace_buffer=buffer), width)
 
     def asked(requests: int) -> int:
         tiles = math.ceil(requests * width * group / 128) + requests - 1
@@ -82,7 +82,7 @@ def test_a_batch_takes_the_next_rung_that_holds_it() -> None:
 
 @pytest.mark.parametrize("layout", [ragged_chain(), ragged_tree()])
 def test_nobody_sees_dead_rows(layout: TreeLayout) -> None:
-    wide = layout.padded(3, 6)
+    wide = layout.widened(3, 6)
     assert wide.widths == (6, 6, 6) and wide.is_uniform
     mask = wide.ancestor_mask().view(3, 6, 6)
     before = layout.ancestor_mask()
@@ -97,7 +97,7 @@ def test_nobody_sees_dead_rows(layout: TreeLayout) -> None:
 
 def test_the_live_rows_come_back_in_their_order() -> None:
     layout = ragged_tree()
-    wide = layout.padded(2, 5)
+    wide = layout.widened(2, 5)
     logits = wide.pack(wide.tokens).float()[:, None]
     output = SimpleNamespace(next_token_logits=logits, hidden_states=logits * 2)
     live_rows(layout, wide, output)
@@ -127,7 +127,7 @@ def asked(lens: Tensor) -> dict[str, Any]:
 
 def test_a_graphs_batch_may_have_more_requests_than_ours() -> None:
     lens = torch.tensor([5, 9, 1, 1])  # two of ours, and two that fill the graph
-    spec = VerifyInput(ragged_tree().padded(2, 4), lens[:2], lens[:2], None)  # type: ignore[arg-type]
+    spec = VerifyInput(ragged_tree().widened(2, 4), lens[:2], lens[:2], None)  # type: ignore[arg-type]
     given = asked(lens)
     _, kv_indptr, qo_indptr, mask = spec.generate_attn_arg_prefill(**given)
     assert qo_indptr.tolist() == [0, 4, 8, 12, 16]
@@ -167,7 +167,7 @@ def test_a_replay_is_planned_by_what_the_host_knows() -> None:
         torch.zeros(2, dtype=torch.int64), torch.randint(9, (2, 4), generator=g), parents, parents >= 0
     )
     lens = torch.tensor([5, 9, 1, 1])
-    spec = VerifyInput(layout.padded(2, 8), lens[:2], lens[:2], None)  # type: ignore[arg-type]
+    spec = VerifyInput(layout.widened(2, 8), lens[:2], lens[:2], None)  # type: ignore[arg-type]
     given = asked(lens)
     _, kv_indptr, qo_indptr, flat = spec.generate_attn_arg_prefill(**given)
     spec.absent = 1

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from dspark_sgl.kernels.layout import chain_layout
+from dspark_sgl.kernels.layout import NO_NODE, chain_layout
 from dspark_sgl.kernels.rejection import DraftDistribution, draw, reject_chain
 from dspark_sgl.kernels.tree_children import TreeDraw, draw_distinct
-from dspark_sgl.kernels.tree_draft import NO_NODE, IndependentChildren, TreeShape, grow_tree
+from dspark_sgl.kernels.tree_draft import IndependentChildren, TreeShape, grow_tree
 
 VOCAB = 7
 

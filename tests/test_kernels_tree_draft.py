@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from dspark_sgl.kernels.layout import NO_NODE
 from dspark_sgl.kernels.sequential_head import Linear, SequentialHead
 from dspark_sgl.kernels.tree_children import TreeDraw
 from dspark_sgl.kernels.tree_draft import (
-    NO_NODE,
     Children,
     DraftTree,
     IndependentChildren,

@@ -16,9 +16,9 @@ import torch
 from scipy.stats import chisquare
 from torch import Tensor
 
-from dspark_sgl.kernels.layout import TreeLayout, tree_layout
+from dspark_sgl.kernels.layout import NO_NODE, TreeLayout, tree_layout
 from dspark_sgl.kernels.tree_children import Picked, TreeDraw, draw_distinct, gains, pick
-from dspark_sgl.kernels.tree_draft import NO_NODE, DraftTree, IndependentChildren, TreeShape, grow_tree
+from dspark_sgl.kernels.tree_draft import DraftTree, IndependentChildren, TreeShape, grow_tree
 from dspark_sgl.kernels.tree_rejection import children_table, reject_tree
 from dspark_sgl.kernels.walk import Acceptance, walk
 from dspark_sgl.policies.batch import Batch

@@ -154,7 +154,7 @@ def chain_case(seed: int, columns: int) -> tuple[TreeLayout, Tensor, DraftDistri
     hot = None if seed % 3 == 0 else torch.randperm(columns, generator=g, device=DEVICE)[: (columns + 1) // 2]
     q = weights(bs * depth, columns if hot is None else len(hot), g).view(bs, depth, -1)
     drawn = torch.multinomial(q.flatten(0, 1), 1, generator=g).view(bs, depth)
-    draft_probs = q.gather(2, drawn[..., None])[..., 0]
+    token_probs = q.gather(2, drawn[..., None])[..., 0]
     tokens = drawn if hot is None else hot[drawn]
     layout = chain_layout(layout.tokens[:, 0], tokens, [n - 1 for n in layout.widths])
     p = weights(len(layout.owner), columns, g)
@@ -163,18 +163,18 @@ def chain_case(seed: int, columns: int) -> tuple[TreeLayout, Tensor, DraftDistri
         padded[:, : width - 1] = 0.5 * padded[:, : width - 1] + 0.5 * q[:, : width - 1]
         p = layout.pack(padded)
     greedy = torch.rand(bs, generator=g, device=DEVICE) < 0.2
-    q[greedy], draft_probs[greedy] = 0.0, 1.0
+    q[greedy], token_probs[greedy] = 0.0, 1.0
     certain = torch.nn.functional.one_hot(p.argmax(-1), columns).to(p.dtype)
     p = torch.where(greedy[layout.owner][:, None], certain, p)
     coins = Coins.toss(layout, g)
     coins.tries[torch.rand(coins.tries.shape, generator=g, device=DEVICE) < 0.2] = 0.0  # rejects where p is 0 only
-    return layout, p, DraftDistribution(q, hot), draft_probs, coins
+    return layout, p, DraftDistribution(q, hot), token_probs, coins
 
 
 def check_chain(seed: int, columns: int) -> None:
-    layout, p, draft, draft_probs, coins = chain_case(seed, columns)
-    got = rejection_triton.reject_chain(layout, p, draft, draft_probs, coins)
-    same(got, reject_chain_torch(layout, p, draft, draft_probs, coins))
+    layout, p, draft, token_probs, coins = chain_case(seed, columns)
+    got = rejection_triton.reject_chain(layout, p, draft, token_probs, coins)
+    same(got, reject_chain_torch(layout, p, draft, token_probs, coins))
     # The last draw, in float64: from what is left of p where a draft was turned down.
     place = torch.arange(layout.batch_size, device=DEVICE)
     accepted = got.lengths - 1

@@ -26,7 +26,7 @@ def test_a_greedy_request_among_sampled_ones_emits_its_argmax(method: str) -> No
     layout = chain_layout(torch.zeros(bs, dtype=torch.int64), chain.tokens, [DEPTH] * bs)
     logits = torch.randn(len(layout.owner), VOCAB, generator=g)
     given = logits.clone()
-    proposal = Proposal(chain.tokens, None, chain.distribution, chain.token_probs)
+    proposal = Proposal.of_chain(chain, None)
     accepted = accept(layout, logits, proposal, sampling, method, g)
     assert torch.equal(logits, given)
     best, emitted = layout.pad(logits.argmax(-1)), accepted.emitted(layout)
@@ -53,7 +53,7 @@ def test_sampled_requests_beside_others_keep_their_distribution(method: str, bou
         (said + 0.7 * off).expand(bs, 1, VOCAB), ChainDraw(None, None if method == "match" else temperature, greedy, g)
     )
     layout = chain_layout(torch.zeros(bs, dtype=torch.int64), chain.tokens, [1] * bs)
-    proposal = Proposal(chain.tokens, None, chain.distribution, chain.token_probs)
+    proposal = Proposal.of_chain(chain, None)
     accepted = accept(layout, said.expand(2 * bs, VOCAB).clone(), proposal, sampling, method, g)
     first = accepted.emitted(layout)[:, 0]
     assert (first[greedy] == said.argmax()).all()

@@ -6,7 +6,8 @@ Sampling: chi-square of the first three tokens over 50,000 samples, and of every
 (see `long_texts.py`): 52,500 for each way of accepting, or 7,500 where it is a variation. The same statistic rejects a
 target that is off by five percent in temperature, or twelve, so it has the power to see a bias. That drafts were
 offered and accepted is counted; that they are the draft module's own is recomputed: wrong hidden states, a token off by
-one or a stale row would leave the output exact and only be accepted less often. Requests of two are retracted.
+one or a stale row would leave the output exact and only be accepted less often. Two algorithms run under forced
+retraction.
 
 Each algorithm is tried once, on a server of its own, and the tests judge what the trial brought.
 """

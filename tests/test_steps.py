@@ -60,23 +60,23 @@ class Governor:
         plan = Plan([0 if load.max_depth == 0 else DEPTH for load in loads], "match", None, self.settled)
         return SimpleNamespace(number=self._plans, plan=plan)
 
-    def started(self, ride: Any) -> None:
-        self.said.append(f"start {ride.number}")
+    def started(self, record: Any) -> None:
+        self.said.append(f"start {record.number}")
 
-    def select(self, ride: Any, *_: Any) -> Any:
-        self.said.append(f"select {ride.number}")
-        return (torch.arange(DEPTH) < DEPTH).expand(len(ride.plan.depths), DEPTH).numpy()
+    def select(self, record: Any, *_: Any) -> Any:
+        self.said.append(f"select {record.number}")
+        return (torch.arange(DEPTH) < DEPTH).expand(len(record.plan.depths), DEPTH).numpy()
 
-    def learn(self, ride: Any, path: Any) -> None:
-        self.said.append(f"learn {ride.number}")
-        self.live = ride.live.tolist()
+    def learn(self, record: Any, path: Any) -> None:
+        self.said.append(f"learn {record.number}")
+        self.live = record.live.tolist()
 
-    def timed(self, ride: Any, seconds: float) -> None:
+    def timed(self, record: Any, seconds: float) -> None:
         assert seconds > 0
-        self.said.append(f"timed {ride.number}")
+        self.said.append(f"timed {record.number}")
 
-    def publish(self, ride: Any, phases: Any) -> None:
-        self.said.append(f"publish {ride.number}")
+    def publish(self, record: Any, phases: Any) -> None:
+        self.said.append(f"publish {record.number}")
 
 
 def batch_of(*requests: Request, seed: bool = False, processor: bool = False) -> Any:
@@ -100,7 +100,7 @@ def step(steps: Steps, governor: Governor, batch: Any, kind: str = ROUND) -> lis
                 steps.select(seen)
             governor.said.append("asked")
             layout = chain_layout(tokens[:, 0], tokens, plan.depths)
-            steps.asked(layout, seen, Fetched(torch.tensor([[0, 1, -1, -1]] * len(batch.reqs))))
+            steps.enqueued(layout, seen, Fetched(torch.tensor([[0, 1, -1, -1]] * len(batch.reqs))))
     steps.end(kind, batch)
     return list(governor.said)
 
@@ -177,7 +177,7 @@ def test_steps_that_overlap_are_timed_by_the_device(monkeypatch: pytest.MonkeyPa
     Moment.coming = iter([100.0, 107.0, 112.0, 119.0, 500.0, 507.0, 514.0])
     steps, governor = steps_of(ahead=True, settled=True)
     times: list[tuple[int, float]] = []
-    monkeypatch.setattr(governor, "timed", lambda ride, seconds: times.append((ride.number, seconds)))
+    monkeypatch.setattr(governor, "timed", lambda record, seconds: times.append((record.number, seconds)))
     request = Request("a")
     for batch in (batch_of(request), batch_of(request, seed=True), batch_of(request)):  # a round, a plain step, a round
         step(steps, governor, batch)

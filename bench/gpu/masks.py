@@ -48,7 +48,7 @@ def distance(seed: int, batch: int, graph: bool) -> float:
     g = torch.Generator("cuda").manual_seed(1000 * batch + seed)
     layout = random_trees(batch, WIDTH, g)
     if graph:
-        layout = layout.padded(batch, WIDTH)
+        layout = layout.widened(batch, WIDTH)
     prefix = torch.randint(0, 4000 if batch < 10 else 300, (batch,), generator=g, device="cuda")
     rows = torch.tensor(layout.widths, device="cuda")
     lens = prefix + rows

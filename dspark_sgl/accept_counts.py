@@ -66,7 +66,7 @@ class Branches:
 
 
 @dataclass(frozen=True)
-class Acceptance:
+class AcceptCounts:
     """rounds: of one request each; tokens: they emitted; reached, accepted: `[D]`, drafts by position
 
     Draft k was reached where k or more were offered and those before it were accepted. branches: None without trees
@@ -79,7 +79,7 @@ class Acceptance:
     branches: Branches | None
 
     @classmethod
-    def of(cls, rounds: Iterable[RecordedRound]) -> Acceptance:
+    def of(cls, rounds: Iterable[RecordedRound]) -> AcceptCounts:
         found = list(rounds)
         depth = range(1, 1 + max((r.offered for r in found), default=0))
         return cls(
@@ -112,10 +112,10 @@ class Acceptance:
 
 def by_domain(domains: Mapping[str, Iterable[RecordedRound]]) -> dict[str, Any]:
     """`overall`, `domains` and `macro`, the mean of the domains' accepted lengths."""
-    counted = {name: Acceptance.of(rounds) for name, rounds in domains.items()}
+    counted = {name: AcceptCounts.of(rounds) for name, rounds in domains.items()}
     lengths = [a.accepted_length for a in counted.values() if a.accepted_length is not None]
     return {
-        "overall": Acceptance.of(r for rounds in domains.values() for r in rounds).entry(),
+        "overall": AcceptCounts.of(r for rounds in domains.values() for r in rounds).entry(),
         "domains": {name: found.entry() for name, found in counted.items()},
         "macro": sum(lengths) / len(lengths) if lengths else None,
     }
