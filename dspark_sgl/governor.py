@@ -83,24 +83,29 @@ class Governor:
         snapshot = self.load.snapshot(lens)
         active = self._current.rules.batch(snapshot)
         limits = [self._current.rules.request(active, snapshot, r.signals, r.max_depth) for r in requests]
-        room = max(0, MOST_ROWS // max(1, len(requests)) - 1)
+        deepest = np.array([limit.max_depth for limit in limits])
+        room = max(0, (MOST_ROWS - len(requests)) // max(1, int((deepest > 0).sum())))
         batch = Batch(
             min_depth=np.array([limit.min_depth for limit in limits]).clip(max=room),
-            max_depth=np.array([limit.max_depth for limit in limits]).clip(max=room),
+            max_depth=deepest.clip(max=room),
             weight=np.array([limit.weight for limit in limits]),
             context=sum(lens),
             signals=snapshot.values,
         )
         scheduler = self._current.scheduler(active.schedule)
         method = self._current.policy.accept.method
-        tree = self._shape.settle(active.shape, len(requests))
+        shape = self._shape.settle(active.shape, len(requests))
+        tree = None if shape is None else TreeShape(max(1, min(shape.max_nodes, room)), shape.branch)
         drawn = method != "match" and any(request.signals.temperature > 0 for request in requests)
         past = self._past["chain" if tree is None else "drawn tree" if drawn else "tree"]
-        grown = None if tree is None else TreeShape(max(1, min(tree.max_nodes, room)), tree.branch)
-        depths = scheduler.draft_depths(batch, *past.expected(len(lens), grown))
+        depths = scheduler.draft_depths(batch, *past.expected(len(lens), tree))
+        if tree is not None and active.shape.kind == "auto" and not depths.any():
+            # The tree does not pay. A chain may, and only where neither does is the step plain.
+            tree, past = None, self._past["chain"]
+            depths = scheduler.draft_depths(batch, *past.expected(len(lens), tree))
         drafted, batch = depths.tolist(), batch.within(depths)
-        settled = grown is None and self._whole and self._sound and scheduler.takes_all(batch)
-        return StepRecord(requests, batch, scheduler, active, Plan(drafted, method, grown, settled), past)
+        settled = tree is None and self._whole and self._sound and scheduler.takes_all(batch)
+        return StepRecord(requests, batch, scheduler, active, Plan(drafted, method, tree, settled), past)
 
     def started(self, record: StepRecord) -> None:
         """This plan is carried out; others are made ahead and dropped, and must leave no trace."""

@@ -2,10 +2,12 @@
 
 A draft at position k with confidence c survives, given that those before it did, with chance
 
-    sigmoid(logit(c) / T_k),        survival_k = product over its path
+    sigmoid(logit(c) / T_k + b_k),        survival_k = product over its path
 
-`T_k` come with the draft (`sts.json`) and follow live acceptance. Memory is bounded and old evidence fades. Confidence
-that is no probability counts as 0: nothing is verified on the strength of a NaN.
+`T_k` come with the draft (`sts.json`), `b_k` begin at 0, and both follow live acceptance: no temperature moves a
+confidence of 0.5, which a draft may state where 0.15 is true if the texts, or the target's weights, are not those it
+was trained on. Memory is bounded and old evidence fades. Confidence that is no probability counts as 0: nothing is
+verified on the strength of a NaN.
 """
 
 import json
@@ -22,8 +24,13 @@ VERSION = 1
 POSITIONS = 64
 LEARN = 0.01
 """Step of the online temperatures, in logarithm per round."""
+SHIFT = 0.02
+"""Step of the online shifts, per round."""
 MEMORY = 500.0
 """Drafts per position after which half of the running acceptance has been replaced."""
+FORGET = 256.0
+"""Rounds without a draft at a position after which half of its running acceptance has been forgotten. What was poor a
+while ago would otherwise never be tried again."""
 PRIOR, PRIOR_WEIGHT = 0.6, 8.0
 """What a position is believed to be accepted with before anything is known, worth so many drafts."""
 
@@ -34,6 +41,7 @@ class Calibration:
     def __init__(self, temperatures: Sequence[float] = (1.0,)) -> None:
         known = [*temperatures, *[temperatures[-1]] * POSITIONS][:POSITIONS]
         self._log = np.log(np.array(known, dtype=np.float64))
+        self._shift = np.zeros(POSITIONS)
         self._reached = np.full(POSITIONS, PRIOR_WEIGHT)
         self._survived = np.full(POSITIONS, PRIOR_WEIGHT * PRIOR)
         self.bad = 0
@@ -54,8 +62,8 @@ class Calibration:
         if wrong.any():
             self.bad += int(wrong.sum())
             confidence = np.where(wrong, 0.0, confidence)
-        temperature = np.exp(self._log)[(depth - 1).clip(0, POSITIONS - 1)]
-        return sigmoid(logit(confidence) / temperature)
+        at = (depth - 1).clip(0, POSITIONS - 1)
+        return sigmoid(logit(confidence) / np.exp(self._log)[at] + self._shift[at])
 
     def expected(self, requests: int, depth: int) -> Floats:
         """float64 `[requests, depth]`: the survival that history predicts, the same for all."""
@@ -76,17 +84,24 @@ class Calibration:
         fade = 0.5 ** (tried / MEMORY)
         self._reached = self._reached * fade + tried
         self._survived = self._survived * fade + passed
+        forgotten = np.where(tried == 0, 1 - 0.5 ** (1 / FORGET), 0.0)
+        self._reached += forgotten * (PRIOR_WEIGHT - self._reached)
+        self._survived += forgotten * (PRIOR_WEIGHT * PRIOR - self._survived)
         if confidence is not None:
             self._follow(confidence, depth, tested, survived)
 
     def _follow(self, confidence: Floats, depth: Ints, tested: Bools, survived: Bools) -> None:
-        """One step down the gradient of the log-loss: d/dlog T of -log P = (y - p) z / T, with p = sigmoid(z / T)."""
+        """One step down the gradient of the log-loss, with p = sigmoid(z / T + b):
+
+        d/dlog T of -log P = (y - p) z / T,   d/db of -log P = -(y - p)
+        """
         at = (depth - 1).clip(0, POSITIONS - 1)
         scaled = logit(np.nan_to_num(confidence, nan=0.0).clip(0, 1)) / np.exp(self._log)[at]
-        slopes = np.where(tested, (survived - sigmoid(scaled)) * scaled, 0.0)
-        slope = np.bincount(at.ravel(), slopes.ravel(), POSITIONS)
-        count = np.bincount(at.ravel(), tested.ravel(), POSITIONS)
-        self._log = (self._log - LEARN * slope / np.maximum(count, 1)).clip(-2, 2)
+        surprise = np.where(tested, survived - sigmoid(scaled + self._shift[at]), 0.0)
+        count = np.maximum(np.bincount(at.ravel(), tested.ravel(), POSITIONS), 1)
+        slope = np.bincount(at.ravel(), (surprise * scaled).ravel(), POSITIONS) / count
+        self._log = (self._log - LEARN * slope).clip(-2, 2)
+        self._shift = (self._shift + SHIFT * np.bincount(at.ravel(), surprise.ravel(), POSITIONS) / count).clip(-4, 4)
 
     @classmethod
     def from_json(cls, file: Path) -> "Calibration":

@@ -40,10 +40,10 @@ class Condition:
         return None if self.signals else self.holds(Surroundings(lambda name: None))
 
     def holds(self, surroundings: "Surroundings") -> bool:
-        """Whether it is known to be true; False when a signal that it depends on is absent."""
+        """Whether it is known to be true; False when a signal that it depends on is absent or is no number."""
         try:
             return self._program.execute(surroundings.context) is True
-        except RuntimeError:  # CEL's "undefined variable": an absent signal decides
+        except (RuntimeError, TypeError):  # CEL's "undefined variable", and what it says of a comparison with 0/0
             return False
 
 

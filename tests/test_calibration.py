@@ -53,6 +53,15 @@ def test_survival_is_what_is_accepted():
     assert calibration.apply(sigmoid(2.0 * logits)).mean(0) == pytest.approx(survived.mean(0), abs=0.02)
 
 
+def test_a_shift_follows_where_no_temperature_can():
+    """Every draft claims 0.5, and 0.15 of them are accepted."""
+    calibration, dice = Calibration(), np.random.default_rng(3)
+    for _ in range(1000):
+        accepted = (dice.random((4, 2)) < 0.15).cumprod(1).sum(1)
+        observe(calibration, np.full((4, 2), 0.5), [2] * 4, accepted.tolist())
+    assert calibration.apply(np.full((1, 1), 0.5))[0, 0] == pytest.approx(0.15, abs=0.05)
+
+
 def test_expected_is_the_running_acceptance():
     calibration = Calibration()
     for _ in range(200):
@@ -66,6 +75,18 @@ def test_it_forgets():
         for _ in range(500):
             observe(calibration, None, [4] * 8, [accepted] * 8)
     assert calibration.expected(1, 1)[0, 0] < 0.05
+
+
+def test_a_position_where_nothing_is_drafted_is_believed_in_again():
+    """What was poor there is slowly forgotten, or it would never be tried again."""
+    calibration = Calibration()
+    known = calibration.follow(2)[1]
+    for _ in range(300):
+        observe(calibration, None, [2] * 4, [1] * 4)
+    assert calibration.follow(2)[1] < 0.05
+    for _ in range(3000):
+        observe(calibration, None, [1] * 4, [1] * 4)
+    assert calibration.follow(2)[1] == pytest.approx(known, abs=0.02)
 
 
 @given(st.lists(st.floats(allow_nan=True, allow_infinity=True), min_size=1, max_size=8))
@@ -83,8 +104,10 @@ def test_what_is_no_probability_counts_as_nothing(confidence: list[float]):
 
 
 def test_the_order_within_a_position_is_kept():
-    ladder = np.linspace(0.01, 0.99, 50)[:, None]
-    assert (np.diff(Calibration([2.5]).apply(ladder)[:, 0]) > 0).all()
+    ladder, learned = np.linspace(0.01, 0.99, 50)[:, None], Calibration([2.5])
+    rounds(learned, 2.0, 100)
+    for calibration in (Calibration([2.5]), learned):
+        assert (np.diff(calibration.apply(ladder)[:, 0]) > 0).all()
 
 
 def test_temperatures_beside_a_draft(tmp_path: Path):

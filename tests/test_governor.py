@@ -10,8 +10,9 @@ import pytest
 
 from dspark_sgl.governor import Governor
 from dspark_sgl.load import LoadMeter
+from dspark_sgl.plan import MOST_ROWS
 from dspark_sgl.policies.calibration import Calibration
-from dspark_sgl.policies.cost import CostModel
+from dspark_sgl.policies.cost import CostModel, CostPoint
 from dspark_sgl.policies.forest import Forest
 from dspark_sgl.policies.hardware import HardwareSampler
 from dspark_sgl.policies.signals import RequestSignals
@@ -85,3 +86,32 @@ def test_rounds_of_requests_that_had_ended_cost_time_and_count_for_nothing(tmp_p
         assert (record.step.kind, record.step.rows, record.step.requests) == ("round", 8, 2)
         assert (record.step.offered, record.step.emitted, len(record.predicted)) == (offered, emitted, offered)
         assert (calibration.expected(1, BLOCK).tolist() == before) == (not any(live))
+
+
+def test_where_no_tree_pays_a_chain_is_asked_about(tmp_path: Path) -> None:
+    """A plain step of sixteen users is left for drafts of one token each, though a tree of any would lose."""
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("version: 1\nschedule: {kind: throughput}\nshape: {kind: auto, max_nodes: 16}\n")
+    points = [CostPoint("plain", 16, 16, 0, 0.100), CostPoint("plain", 1, 1, 0, 0.050)]
+    points += [CostPoint("draft", 16, 16 * d, 0, 0.003) for d in (1, 4)]
+    points += [CostPoint("verify", 16, rows, 0, 0.060 + 0.0025 * rows) for rows in (16, 32, 80)]
+    watch, load = PolicyWatch(str(policy)), LoadMeter(HardwareSampler())
+    governor = Governor(watch, BLOCK, 16, True, CostModel(points, "profiled"), Calibration(), load, None, None)
+    watch.close()
+    # What trees have shown so far: their best nodes hardly ever survive.
+    governor._past["tree"].best_nodes.observe(np.full((16, 16), 0.02))
+    plan = governor.plan(requests(16)).plan
+    assert plan.tree is None and min(plan.depths) >= 1
+
+
+def test_a_round_has_no_more_rows_than_there_is_room_for(tmp_path: Path) -> None:
+    """Requests that do not speculate leave theirs to others."""
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("version: 1\nschedule: {kind: fixed, depth: 4}\n")
+    watch, load = PolicyWatch(str(policy)), LoadMeter(HardwareSampler())
+    governor = Governor(watch, BLOCK, 0, True, CostModel.from_points([]), Calibration(), load, None, None)
+    watch.close()
+    silent = [RequestLoad(request.signals, 0, request.rid) for request in requests(1000)]
+    for batch, depth in ((requests(400), 4), (requests(1000), 1), (requests(1500), 0), (requests(100) + silent, 4)):
+        depths = governor.plan(batch).plan.depths
+        assert max(depths) == depth and len(batch) + sum(depths) <= MOST_ROWS

@@ -232,3 +232,12 @@ def test_every_signal_has_a_name_a_source_and_a_meaning():
         assert signal.doc
         assert signal.unit or signal.kind != "number" or name == "request.temperature"
         assert (signal.scope == "request") == name.startswith("request.")
+
+
+def test_a_comparison_with_what_is_no_number_does_not_hold():
+    """0/0, when nobody waits and one request runs; CEL would raise."""
+    condition = compile_condition("queue.length / (batch.size - 1) > 2")
+    signals = {"queue.length": 0.0, "batch.size": 1.0}
+    assert condition.holds(Surroundings(signals.get)) is False
+    signals["batch.size"], signals["queue.length"] = 2.0, 3.0
+    assert condition.holds(Surroundings(signals.get)) is True
