@@ -29,8 +29,8 @@ SHIFT = 0.02
 MEMORY = 500.0
 """Drafts per position after which half of the running acceptance has been replaced."""
 FORGET = 256.0
-"""Rounds without a draft at a position after which half of its running acceptance has been forgotten. What was poor a
-while ago would otherwise never be tried again."""
+"""Rounds that test no draft of a position after which half of its running acceptance and of its shift has been
+forgotten. What was poor a while ago would otherwise never be tried again."""
 PRIOR, PRIOR_WEIGHT = 0.6, 8.0
 """What a position is believed to be accepted with before anything is known, worth so many drafts."""
 
@@ -98,10 +98,12 @@ class Calibration:
         at = (depth - 1).clip(0, POSITIONS - 1)
         scaled = logit(np.nan_to_num(confidence, nan=0.0).clip(0, 1)) / np.exp(self._log)[at]
         surprise = np.where(tested, survived - sigmoid(scaled + self._shift[at]), 0.0)
-        count = np.maximum(np.bincount(at.ravel(), tested.ravel(), POSITIONS), 1)
-        slope = np.bincount(at.ravel(), (surprise * scaled).ravel(), POSITIONS) / count
+        count = np.bincount(at.ravel(), tested.ravel(), POSITIONS)
+        slope = np.bincount(at.ravel(), (surprise * scaled).ravel(), POSITIONS) / np.maximum(count, 1)
+        rise = np.bincount(at.ravel(), surprise.ravel(), POSITIONS) / np.maximum(count, 1)
         self._log = (self._log - LEARN * slope).clip(-2, 2)
-        self._shift = (self._shift + SHIFT * np.bincount(at.ravel(), surprise.ravel(), POSITIONS) / count).clip(-4, 4)
+        kept = np.where(count == 0, 0.5 ** (1 / FORGET), 1.0)
+        self._shift = (kept * self._shift + SHIFT * rise).clip(-4, 4)
 
     @classmethod
     def from_json(cls, file: Path) -> "Calibration":

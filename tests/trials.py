@@ -35,10 +35,13 @@ REFERENCED = 40
 METHODS = {
     "rejection": "schedule: {kind: fixed, depth: 4}\naccept: {method: rejection}\n",
     "match": "schedule: {kind: fixed, depth: 4}\naccept: {method: match}\n",
-    # How deep depends on the confidence of what was drafted: the case that a careless scheduler gets wrong.
-    "by confidence": "schedule: {kind: threshold, confidence: 0.25}\naccept: {method: rejection}\n",
+    # How deep depends on the confidence of what was drafted: the case that a careless scheduler gets wrong. Calibrated,
+    # that of random weights would soon be below any threshold.
+    "by confidence": "schedule: {kind: threshold, confidence: 0.25}\naccept: {method: rejection}\n"
+    "calibration: {method: none}\n",
     "tree": "schedule: {kind: fixed, depth: 4}\nshape: {kind: tree, max_nodes: 14, branch: 4}\n",
-    "pruned tree": "schedule: {kind: threshold, confidence: 0.1}\nshape: {kind: tree, max_nodes: 14, branch: 4}\n",
+    "pruned tree": "schedule: {kind: threshold, confidence: 0.1}\nshape: {kind: tree, max_nodes: 14, branch: 4}\n"
+    "calibration: {method: none}\n",
     "tree by match": "schedule: {kind: fixed, nodes: 7}\nshape: {kind: tree, max_nodes: 14}\naccept: {method: match}\n",
 }
 RETRACT = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "7"}
