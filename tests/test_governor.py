@@ -27,16 +27,31 @@ def requests(count: int) -> list[RequestLoad]:
     return [RequestLoad(signals, None, str(i)) for i in range(count)]
 
 
+def governor_of(
+    folder: Path,
+    policy: str,
+    *,
+    room: int = 0,
+    whole: bool = True,
+    cost: CostModel | None = None,
+    calibration: Calibration | None = None,
+) -> Governor:
+    """policy: YAML behind its version; room, whole: as for Governor; without a cost model it has no prices"""
+    file = folder / "policy.yaml"
+    file.write_text(f"version: 1\n{policy}\n")
+    watch, load = PolicyWatch(str(file)), LoadMeter(HardwareSampler())
+    watch.close()
+    cost, calibration = cost or CostModel.from_points([]), calibration or Calibration()
+    return Governor(watch, BLOCK, room, whole, cost, calibration, load, None, None)
+
+
 @pytest.mark.parametrize(
     "schedule", ["{kind: fixed, depth: 4}", "{kind: threshold, confidence: 0.01}", "{kind: throughput}"]
 )
 def test_a_confidence_of_zero_is_the_end_of_a_chain(tmp_path: Path, schedule: str) -> None:
-    policy = tmp_path / "policy.yaml"
-    policy.write_text(f"version: 1\nschedule: {schedule}\ndepth: {{min: 2}}\n")
     calibration = Calibration()
-    watch, cost = PolicyWatch(str(policy)), CostModel.from_points([])
-    governor = Governor(watch, BLOCK, 0, False, cost, calibration, LoadMeter(HardwareSampler()), None, None)
-    watch.close()
+    policy = f"schedule: {schedule}\ndepth: {{min: 2}}"
+    governor = governor_of(tmp_path, policy, whole=False, calibration=calibration)
     record = governor.plan(requests(4))
     plan = record.plan
     assert min(plan.depths) >= 2
@@ -53,11 +68,7 @@ def test_a_confidence_of_zero_is_the_end_of_a_chain(tmp_path: Path, schedule: st
 
 
 def test_a_draft_that_returns_nan_is_looked_at_before_it_is_verified(tmp_path: Path) -> None:
-    policy = tmp_path / "policy.yaml"
-    policy.write_text("version: 1\nschedule: {kind: fixed, depth: 3}\n")
-    watch, load = PolicyWatch(str(policy)), LoadMeter(HardwareSampler())
-    governor = Governor(watch, BLOCK, 0, True, CostModel.from_points([]), Calibration(), load, None, None)
-    watch.close()
+    governor = governor_of(tmp_path, "schedule: {kind: fixed, depth: 3}")
     settled = []
     for said in (0.9, math.nan, math.nan, 0.9, 0.9):
         record = governor.plan(requests(2))
@@ -70,12 +81,8 @@ def test_a_draft_that_returns_nan_is_looked_at_before_it_is_verified(tmp_path: P
 
 
 def test_rounds_of_requests_that_had_ended_cost_time_and_count_for_nothing(tmp_path: Path) -> None:
-    policy = tmp_path / "policy.yaml"
-    policy.write_text("version: 1\nschedule: {kind: fixed, depth: 3}\n")
-    watch, calibration = PolicyWatch(str(policy)), Calibration()
-    load = LoadMeter(HardwareSampler())
-    governor = Governor(watch, BLOCK, 0, True, CostModel.from_points([]), calibration, load, None, None)
-    watch.close()
+    calibration = Calibration()
+    governor = governor_of(tmp_path, "schedule: {kind: fixed, depth: 3}", calibration=calibration)
     before = calibration.expected(1, BLOCK).tolist()
     for live, offered, emitted in (([False, False], 0, 0), ([True, False], 3, 4)):
         record = governor.plan(requests(2))
@@ -90,14 +97,11 @@ def test_rounds_of_requests_that_had_ended_cost_time_and_count_for_nothing(tmp_p
 
 def test_where_no_tree_pays_a_chain_is_asked_about(tmp_path: Path) -> None:
     """A plain step of sixteen users is left for drafts of one token each, though a tree of any would lose."""
-    policy = tmp_path / "policy.yaml"
-    policy.write_text("version: 1\nschedule: {kind: throughput}\nshape: {kind: auto, max_nodes: 16}\n")
     points = [CostPoint("plain", 16, 16, 0, 0.100), CostPoint("plain", 1, 1, 0, 0.050)]
     points += [CostPoint("draft", 16, 16 * d, 0, 0.003) for d in (1, 4)]
     points += [CostPoint("verify", 16, rows, 0, 0.060 + 0.0025 * rows) for rows in (16, 32, 80)]
-    watch, load = PolicyWatch(str(policy)), LoadMeter(HardwareSampler())
-    governor = Governor(watch, BLOCK, 16, True, CostModel(points, "profiled"), Calibration(), load, None, None)
-    watch.close()
+    policy = "schedule: {kind: throughput}\nshape: {kind: auto, max_nodes: 16}"
+    governor = governor_of(tmp_path, policy, room=16, cost=CostModel(points, "profiled"))
     # What trees have shown so far: their best nodes hardly ever survive.
     governor._past["tree"].best_nodes.observe(np.full((16, 16), 0.02))
     plan = governor.plan(requests(16)).plan
@@ -106,11 +110,7 @@ def test_where_no_tree_pays_a_chain_is_asked_about(tmp_path: Path) -> None:
 
 def test_a_round_has_no_more_rows_than_there_is_room_for(tmp_path: Path) -> None:
     """Requests that do not speculate leave theirs to others."""
-    policy = tmp_path / "policy.yaml"
-    policy.write_text("version: 1\nschedule: {kind: fixed, depth: 4}\n")
-    watch, load = PolicyWatch(str(policy)), LoadMeter(HardwareSampler())
-    governor = Governor(watch, BLOCK, 0, True, CostModel.from_points([]), Calibration(), load, None, None)
-    watch.close()
+    governor = governor_of(tmp_path, "schedule: {kind: fixed, depth: 4}")
     silent = [RequestLoad(request.signals, 0, request.rid) for request in requests(1000)]
     for batch, depth in ((requests(400), 4), (requests(1000), 1), (requests(1500), 0), (requests(100) + silent, 4)):
         depths = governor.plan(batch).plan.depths
