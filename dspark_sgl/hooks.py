@@ -79,8 +79,9 @@ def _after_pool_stats(_result: Any, scheduler: Any) -> None:
         scheduler.draft_worker.watch(scheduler)
         # The last of a pool that a round may reserve is nobody's; a lone request that grew into it would be aborted.
         room = scheduler.max_total_num_tokens - get_alloc_reserve_per_decode() - scheduler.page_size
-        scheduler.max_req_len = min(scheduler.max_req_len, room)
-        scheduler.max_req_input_len = min(scheduler.max_req_input_len, room - 5)
+        too_long = max(0, scheduler.max_req_len - room)
+        scheduler.max_req_len -= too_long
+        scheduler.max_req_input_len -= too_long
 
 
 def _after_slot_headroom(columns: int) -> int:

@@ -35,8 +35,7 @@ from .turns import Turn
 UNMEASURED_DEPTHS = (0, 0, 0, 1, 1, 1, 2, 2, 2)
 """In turn, while a cost model has no points: cheap, and steps of each kind become its points."""
 SETTLED = 7
-"""Once rounds pay, so many more are taken unasked while batch and drafts keep their kind; plain
-steps ask every time."""
+"""Once rounds pay, so many more are taken unasked while batch and drafts keep their kind; a plain step always asks."""
 FREE = 1e-3
 """Drafting one deeper is for nothing where it takes less than this share of a plain step."""
 WORTH_A_LOOK = 0.05

@@ -10,14 +10,22 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import linear, silu
 from transformers import LlamaForCausalLM
+
+from . import tiny_models
+
+if TYPE_CHECKING:
+    from .trials import Answered
 
 EPS, THETA = 1e-6, 10000.0
 
@@ -68,6 +76,7 @@ class DraftReference(ABC):
     def embed(self, tokens: Tensor) -> Tensor:
         return self.target.model.embed_tokens(tokens)
 
+    @cached_property
     def vocabulary(self) -> list[int]:
         """The tokens that the draft proposes."""
         file = self.folder / "hot_vocab.json"
@@ -122,8 +131,8 @@ class BlockReference(DraftReference):
             x = x + self.attention(at, self.norm(f"{at}input_layernorm", x), hidden)
             x = x + self.mlp(at, self.norm(f"{at}post_attention_layernorm", x))
         features = self.norm("norm", x)[self.skip :][:depth]
-        base = linear(features, self.target.lm_head.weight)[:, self.vocabulary()]
-        return [self.vocabulary()[column] for column in self.drafts(base, features, text[-1])]
+        base = linear(features, self.target.lm_head.weight)[:, self.vocabulary]
+        return [self.vocabulary[column] for column in self.drafts(base, features, text[-1])]
 
     def attention(self, at: str, x: Tensor, context: Tensor) -> Tensor:
         """Block rows `[rows, H]`, at the positions behind `context` `[n, H]`, see all of it and one another."""
@@ -146,8 +155,8 @@ class DSparkReference(BlockReference):
         previous, columns, state = anchor, list[int](), torch.zeros(w1.shape[1])
         for logits, h in zip(base, features, strict=True):
             latent, state = step(w1[previous], h, state)
-            columns.append(int((logits + w2[self.vocabulary()] @ latent).argmax()))
-            previous = self.vocabulary()[columns[-1]]
+            columns.append(int((logits + w2[self.vocabulary] @ latent).argmax()))
+            previous = self.vocabulary[columns[-1]]
         return columns
 
     def vanilla(self, w: Tensor, h: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
@@ -185,7 +194,7 @@ class RecurrentReference(DraftReference):
         tokens, drafts = list(text), list[int]()
         for _ in range(depth):
             features, carry = self.module(hidden, torch.tensor(tokens[1:]))
-            drafts.append(int(self.vocabulary()[self.logits(features[-1]).argmax()]))
+            drafts.append(int(self.vocabulary[self.logits(features[-1]).argmax()]))
             tokens.append(drafts[-1])
             hidden = torch.cat([hidden, carry[-1:]])
         return drafts
@@ -222,6 +231,7 @@ class Eagle3Reference(RecurrentReference):
     def logits(self, features: Tensor) -> Tensor:
         return linear(features, self.w["lm_head.weight"])
 
+    @cached_property
     def vocabulary(self) -> list[int]:
         return [column + int(offset) for column, offset in enumerate(self.w["d2t"])]
 
@@ -246,7 +256,7 @@ class MTPReference(RecurrentReference):
         return y, y
 
     def logits(self, features: Tensor) -> Tensor:
-        return linear(features, self.target.lm_head.weight)[self.vocabulary()]
+        return linear(features, self.target.lm_head.weight)[self.vocabulary]
 
 
 def rope(x: Tensor, start: int = 0) -> Tensor:
@@ -256,3 +266,19 @@ def rope(x: Tensor, start: int = 0) -> Tensor:
     cos, sin = angles.cos(), angles.sin()
     a, b = x[..., :half], x[..., half:]
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+def expect_rounds_of(reference: DraftReference, answers: Sequence[Answered]) -> None:
+    """Under `accept: match` drafts are greedy whatever the target samples, hence a function of the text alone: the text
+    a request wrote says how many drafts each of its rounds must have accepted."""
+    accepted = 0
+    for answer in answers:
+        expected = reference.rounds(answer.prompt, answer.written, tiny_models.GAMMA)
+        # The last round may have accepted more than the request was allowed to write.
+        last = Counter(expected[:-1])
+        extra = Counter({hits: n - last[hits] for hits, n in enumerate(answer.histogram)})
+        assert min(extra.values()) >= 0 and extra.total() == 1, (expected, answer.histogram)
+        assert next(hits for hits, n in extra.items() if n) >= expected[-1]
+        accepted += sum(expected)
+    assert accepted > len(answers) / 2, "a draft that is never right proves nothing"
+    assert any(answer.cached > 0 for answer in answers)

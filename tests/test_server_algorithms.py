@@ -25,7 +25,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from . import long_texts, three_tokens, tiny_drafts, tiny_models
-from .draft_reference import DFlashReference, DSparkReference, Eagle3Reference, MTPReference
+from .draft_reference import DFlashReference, DSparkReference, Eagle3Reference, MTPReference, expect_rounds_of
 from .questions import once
 from .sampling import Sampling
 from .trials import (
@@ -39,7 +39,6 @@ from .trials import (
     Algorithm,
     Case,
     Trial,
-    expect_rounds_of,
     run_trial,
 )
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from . import tiny_drafts, tiny_models
-from .draft_reference import BlockReference, DSparkReference, ReleasedDFlashReference
+from .draft_reference import BlockReference, DSparkReference, ReleasedDFlashReference, expect_rounds_of
 from .tiny_server import tiny_server
-from .trials import expect_rounds_of, policy_text, run_rounds
+from .trials import policy_text, run_rounds
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(900)]
 
