@@ -1,13 +1,16 @@
-"""Greedy outputs with DSpark against plain SGLang, token for token, in float32 on the same attention backend.
+"""Outputs with DSpark against plain SGLang's, token for token, in float32 on the same attention backend.
 
     python -m bench.exactness [--prompts 200] [--tokens 128] [--depths 1,3,7] [--trees tree-16] [--concurrency 1,8]
-                              [--json OUT]
+                              [--deterministic [--temperature T]] [--json OUT]
 
 Radix cache on, prefill in chunks of 64 tokens. One plain server gives the reference, eight answers at a time; one
 speculating server gives the rest: chains of these depths, then whole trees by policies of `bench/policies`. The plain
 server answers once more as a control: where its own answers differ, no speculation was at work. Where an answer parts
 from the reference, plain decoding is asked how near its two best tokens were: in float32 a logit is known to some 1e-5,
 and of two nearer than that the batch decides. Exits 1 when an output differs anywhere else.
+
+With `--deterministic` both servers are started with `--enable-deterministic-inference`: chains only, whose outputs may
+differ nowhere, at any temperature.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ TIE = 1e-4
 def generate(
     server: Server, prompts: Sequence[str], concurrency: int, label: str, **params: Any
 ) -> list[tuple[int, ...]]:
-    return ask_all(lambda prompt: server.generate(prompt, temperature=0, **params).tokens, prompts, concurrency, label)
+    return ask_all(lambda prompt: server.generate(prompt, **params).tokens, prompts, concurrency, label)
 
 
 def gap(plain: Server, prompt: str, got: Sequence[int], wanted: Sequence[int]) -> float:
@@ -60,20 +63,28 @@ def main() -> int:
         "--trees", default="tree-16", metavar="NAME,..", help="of bench/policies (default: %(default)s)"
     )
     parser.add_argument("--concurrency", default="1,8", metavar="N,..", help="users at once (default: %(default)s)")
+    parser.add_argument("--deterministic", action="store_true", help="on both servers; without trees")
+    parser.add_argument("--temperature", type=float, default=0.0, help="with --deterministic (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures there")
     options = parser.parse_args()
+    if options.temperature and not options.deterministic:
+        parser.error("--temperature compares draws, which only --deterministic ties to a seed")
     unwind_when_told_to_end()
     prompts = [prompt.text for prompt in eval_prompts(options.prompts)]
     model = ["--model-path", str(make_target()), *ARGUMENTS]
     arms = [(f"depth {depth}", CHAINS, {"max_depth": int(depth)}) for depth in _list(options.depths)]
-    arms += [(name, (POLICIES / f"{name}.yaml").read_text(), {}) for name in _list(options.trees)]
+    if options.deterministic:
+        model.append("--enable-deterministic-inference")
+    else:
+        arms += [(name, (POLICIES / f"{name}.yaml").read_text(), {}) for name in _list(options.trees)]
+    asked: dict[str, Any] = {"max_new_tokens": options.tokens, "temperature": options.temperature}
     results: list[dict[str, Any]] = []
     with ExitStack() as stack:
         policy = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "arm.yaml"
         policy.write_text(arms[-1][1])  # the one that needs most room
         plain = stack.enter_context(Server(model))
         server = stack.enter_context(Server([*model, *SPECULATE, str(policy)]))
-        wanted = generate(plain, prompts, 8, "plain", max_new_tokens=options.tokens)
+        wanted = generate(plain, prompts, 8, "plain", **asked)
         for concurrency in map(int, _list(options.concurrency)):
             for name, text, limit in [("plain again", None, {}), *arms]:
                 asks = plain if text is None else server
@@ -81,8 +92,7 @@ def main() -> int:
                     server.edit_policy(policy, text)
                 asks.flush()
                 label = f"{name}, {concurrency} at a time"
-                asked = {"max_new_tokens": options.tokens, "custom_params": {"dspark": limit}}
-                got = generate(asks, prompts, concurrency, label, **asked)
+                got = generate(asks, prompts, concurrency, label, **asked, custom_params={"dspark": limit})
                 pairs = enumerate(zip(got, wanted, strict=True))
                 gaps = {i: gap(plain, prompts[i], mine, its) for i, (mine, its) in pairs if mine != its}
                 results.append({"arm": name, "concurrency": concurrency, "of": len(prompts), "different": gaps})
@@ -90,7 +100,8 @@ def main() -> int:
                 print("".join(f"; {i} parts where plain's two best are {g:.1e} apart" for i, g in gaps.items()))
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))
-    return int(any(g > TIE for result in results for g in result["different"].values()))
+    tie = 0.0 if options.deterministic else TIE
+    return int(any(g > tie for result in results for g in result["different"].values()))
 
 
 def _list(text: str) -> list[str]:

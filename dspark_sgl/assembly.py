@@ -23,6 +23,7 @@ from dspark_sgl.policies.hardware import HardwareSampler
 from dspark_sgl.spec_algos.protocol import Drafter
 
 from .cache import cache_dir
+from .deterministic import deterministic
 from .governor import Governor
 from .graphs import VerifyGraphs
 from .load import LoadMeter
@@ -48,7 +49,7 @@ def build_governor(
     metrics = Metrics(get_parallel().dp_rank or 0) if get_observability().enable_metrics else None
     watch = PolicyWatch(policy_name(), metrics)
     recorder = Recorder.opened(record_file())
-    room = width - 1 if drafter.trees else 0
+    room = width - 1 if drafter.trees and not deterministic() else 0
     load = LoadMeter(HardwareSampler())
     return Governor(watch, block, room, drafter.whole_chains, cost, _calibration(), load, metrics, recorder)
 
@@ -110,6 +111,7 @@ def _facts(target: Any, drafter: Drafter, block: int, graphs: VerifyGraphs | Non
         "block": block,
         "tp": get_parallel().tp_size,
         "attention": type(target.attn_backend).__name__,
+        "deterministic": deterministic(),
         "graphs": [] if graphs is None else graphs.widths,
         "quantization": target.model_config.quantization,
         "kv_dtype": str(target.kv_cache_dtype),

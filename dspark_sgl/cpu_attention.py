@@ -25,9 +25,10 @@ from sglang.srt.layers.radix_attention import AttentionType
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
-from .cpu_attention_plan import Batch, Bucket, Plan, View, make_plan
+from .cpu_attention_plan import EXACT_ROWS, Batch, Bucket, Plan, View, make_plan
+from .deterministic import deterministic
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
@@ -46,6 +47,7 @@ class CpuAttentionBackend(AttentionBackend):
             raise NotImplementedError(f"attention backend {NAME!r} does not serve MLA models")
         self.req_to_token = model_runner.req_to_token_pool.req_to_token
         self.pool = model_runner.token_to_kv_pool
+        self._exact = not model_runner.is_draft_worker and deterministic()
         self.forward_metadata: Batch | None = None
         self._swa_layers: dict[int, tuple[int, bool]] = (
             self.pool.layers_mapping if isinstance(self.pool, SWAKVPool) else {}
@@ -98,19 +100,22 @@ class CpuAttentionBackend(AttentionBackend):
     forward_decode = forward_extend
 
     def _plan(self, layer: RadixAttention, dtype: torch.dtype) -> Plan:
+        batch, causal = self.forward_metadata, layer.attn_type != AttentionType.ENCODER_ONLY
+        assert batch is not None, "init_forward_metadata comes before the layers"
         view = View(
             window=layer.sliding_window_size,
-            causal=layer.attn_type != AttentionType.ENCODER_ONLY,
+            causal=causal,
             group=layer.tp_q_head_num // layer.tp_k_head_num,
+            kv_heads=layer.tp_k_head_num,
             width=layer.tp_k_head_num * layer.qk_head_dim,
             capped=layer.logit_cap > 0,
             swa_pool=bool(self._swa_layers) and self._swa_layers[layer.layer_id][1],
             dtype=dtype,
+            exact=self._exact and causal and batch.tree is None,
         )
         if view not in self._plans:
             translate = self.pool.translate_loc_from_full_to_swa if view.swa_pool else None
-            assert self.forward_metadata is not None, "init_forward_metadata comes before the layers"
-            self._plans[view] = make_plan(self.forward_metadata, view, translate)
+            self._plans[view] = make_plan(batch, view, translate)
         return self._plans[view]
 
 
@@ -162,18 +167,35 @@ def attend(bucket: Bucket, q: Tensor, keys: Tensor, values: Tensor, layer: Radix
     values = values.view(b, bucket.keys, heads, layer.v_head_dim).transpose(1, 2)
     q = q[bucket.q_rows] if isinstance(bucket.q_rows, slice) else q.index_select(0, bucket.q_rows)
     group = layer.tp_q_head_num // heads
+    by_rows = in_chunks if bucket.chunks else fused
     if not bucket.fold:
         q = q.view(b, n, layer.tp_q_head_num, dim).transpose(1, 2)
-        out = fused(q, keys, values, bucket, layer)
+        out = by_rows(q, keys, values, bucket, layer)
         return out.transpose(1, 2).reshape(b * n, -1)
     q = q.view(b, n, heads, group, dim).transpose(1, 2).reshape(b, heads, n * group, dim)
-    out = fused(q, keys, values, bucket, layer)
+    out = by_rows(q, keys, values, bucket, layer)
     return out.view(b, heads, n, group, -1).transpose(1, 2).reshape(b * n, -1)
+
+
+def in_chunks(q: Tensor, keys: Tensor, values: Tensor, bucket: Bucket, layer: RadixAttention) -> Tensor:
+    """The same as `fused`, EXACT_ROWS rows at a time: as heads of their own when folded, as requests otherwise."""
+    b, heads, rows, dim = q.shape
+    q = pad(q, (0, 0, 0, bucket.chunks * EXACT_ROWS - rows))
+    if bucket.fold:
+        out = fused(q.view(b, heads * bucket.chunks, EXACT_ROWS, dim), keys, values, bucket, layer)
+    else:
+        q = q.view(heads, bucket.chunks, EXACT_ROWS, dim).transpose(0, 1)
+        keys, values = keys.expand(bucket.chunks, -1, -1, -1), values.expand(bucket.chunks, -1, -1, -1)
+        out = fused(q, keys, values, bucket, layer).transpose(0, 1)
+    return out.reshape(b, heads, bucket.chunks * EXACT_ROWS, -1)[:, :, :rows].contiguous()
 
 
 def fused(q: Tensor, keys: Tensor, values: Tensor, bucket: Bucket, layer: RadixAttention) -> Tensor:
     """[batch, heads, rows, d] attention; the logit cap, which the fused kernel lacks, goes step by step."""
     if layer.logit_cap > 0:
+        if bucket.chunks:
+            shared = q.shape[1] // keys.shape[1]
+            keys, values = keys.repeat_interleave(shared, 1), values.repeat_interleave(shared, 1)
         scores = torch.matmul(q, keys.transpose(2, 3)).float() * layer.scaling
         scores = layer.logit_cap * torch.tanh(scores / layer.logit_cap)
         if bucket.mask is not None:
@@ -200,3 +222,5 @@ def register() -> None:
     register_attention_backend(NAME)(CpuAttentionBackend)
     choices.add_attention_backend_choices([NAME])
     choices.add_draft_attention_backend_choices([NAME])
+    choices.add_deterministic_attention_backend_choices([NAME])
+    choices.add_radix_supported_deterministic_attention_backend_choices([NAME])

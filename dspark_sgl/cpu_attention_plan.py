@@ -2,6 +2,10 @@
 
 Everything that depends on lengths, slots and masks and on nothing else, computed once per forward for all layers that
 look alike. Never touches a query, a key or a value.
+
+How many rows and keys a matrix product has decides in which order it adds, so a row's last bits depend on its company.
+An *exact* plan leaves it none: every row is computed among `EXACT_ROWS` rows and over whole rungs of `EXACT_KEYS` keys,
+counted from where its own window begins. Then its result is a function of its query and its keys alone.
 """
 
 from __future__ import annotations
@@ -24,13 +28,17 @@ BUCKET_COST = 120_000
 BUCKET_SIZE = 1_000_000
 # Rows at which computing on a key costs as much again as fetching it. Measured.
 ROWS_PER_FETCH = 12
+# Shape of every product of an exact plan. Fewer rows make a verify slower and more of them a decode step; measured.
+EXACT_ROWS = 8
+EXACT_KEYS = 128
 
 
 @dataclass(frozen=True)
 class Segment:
     """`rows` query rows from flat row `first` on; row r sees keys `[0, prefix + r]` when causal.
 
-    `keys` is how many tokens of the request there are to see (prefix and new rows together).
+    `keys` is how many tokens of the request there are to see (prefix and new rows together), of which those before
+    `start` are out of every row's window.
     """
 
     request: int
@@ -38,6 +46,7 @@ class Segment:
     rows: int
     prefix: int
     keys: int
+    start: int
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,9 @@ class Bucket:
 
     slots: int64 [batch * keys], or the slice of the pool they are when they lie in a row.
     q_rows: int64 [batch * rows], the flat row of each padded row, or the slice they are.
-    mask: additive, query dtype, [batch, 1, rows (x group when folded), keys]; None: everything is visible.
+    mask: additive, query dtype, [batch, 1, rows (x group when folded), keys]; None: everything is visible. Of an exact
+    plan, [batch, kv heads * chunks, EXACT_ROWS, keys] when folded and [chunks, 1, EXACT_ROWS, keys] otherwise.
+    chunks: of EXACT_ROWS rows, which rows (x group) are padded to; 0 where the plan is not exact.
     """
 
     batch: int
@@ -57,6 +68,7 @@ class Bucket:
     mask: Tensor | None
     causal: bool
     fold: bool
+    chunks: int
 
 
 @dataclass(frozen=True)
@@ -74,10 +86,24 @@ class View:
     window: int
     causal: bool
     group: int
+    kv_heads: int
     width: int
     capped: bool
     swa_pool: bool
     dtype: torch.dtype
+    exact: bool = False
+
+    def start(self, position: int) -> int:
+        """The first key that a row at this position is computed with."""
+        first = max(0, position - self.window) if self.window >= 0 else 0
+        return first - first % EXACT_KEYS if self.exact else first
+
+    def same_keys(self, position: int) -> int:
+        """How many rows from this position on are computed with the same keys by an exact plan."""
+        rows = EXACT_KEYS - position % EXACT_KEYS
+        if self.window >= 0:
+            rows = min(rows, EXACT_KEYS - (position - self.window) % EXACT_KEYS)
+        return rows
 
 
 @dataclass(frozen=True)
@@ -101,20 +127,37 @@ def segments_of(batch: Batch, view: View) -> list[Segment]:
     first = 0
     for i, (rows, prefix) in enumerate(zip(batch.rows, batch.prefix, strict=True)):
         ordered = view.causal and batch.tree is None
-        step = CHUNK_ROWS if ordered and (prefix > 0 or view.window >= 0 or view.capped) else max(rows, 1)
-        for at in range(0, rows, step):
-            n = min(step, rows - at)
+        most = CHUNK_ROWS if ordered and (prefix > 0 or view.window >= 0 or view.capped) else max(rows, 1)
+        at = 0
+        while at < rows:
+            n = min(view.same_keys(prefix + at) if view.exact else most, rows - at)
             keys = prefix + at + n if ordered else prefix + rows
-            segments.append(Segment(i, first + at, n, prefix + at if ordered else prefix, keys))
+            before = prefix + at if ordered else prefix
+            # A draft tree's rows sit at prefix + depth, so the first row of a request is always its lowest.
+            segments.append(Segment(i, first + at, n, before, keys, view.start(before)))
+            at += n
         first += rows
     return segments
 
 
-def bucketed(segments: list[Segment], width: int) -> list[list[Segment]]:
+def bucketed(segments: list[Segment], view: View) -> list[list[Segment]]:
     """Group segments of similar size: close a bucket once its padding costs more than another bucket would."""
+    if view.exact:
+        rungs = {rung(s) for s in segments}
+        return [bucket for keys in sorted(rungs) for bucket in similar([s for s in segments if rung(s) == keys], view)]
+    return similar(segments, view)
+
+
+def rung(segment: Segment) -> int:
+    """Keys that a segment of an exact plan is computed with."""
+    return -(-(segment.keys - segment.start) // EXACT_KEYS) * EXACT_KEYS
+
+
+def similar(segments: list[Segment], view: View) -> list[list[Segment]]:
+    """The buckets of segments that may share one."""
 
     def cost(rows: int, keys: int) -> float:
-        return keys * width * (1 + rows / ROWS_PER_FETCH)
+        return keys * view.width * (1 + rows / ROWS_PER_FETCH)
 
     buckets: list[list[Segment]] = []
     rows = keys = 0
@@ -123,7 +166,8 @@ def bucketed(segments: list[Segment], width: int) -> list[list[Segment]]:
         new_keys = max(keys, s.keys)
         added = len(buckets[-1]) * (cost(rows, new_keys) - cost(rows, keys)) if buckets else 0.0
         added += cost(rows, new_keys) - cost(s.rows, s.keys)
-        full = buckets and (len(buckets[-1]) + 1) * new_keys * width > BUCKET_SIZE
+        full = buckets and (len(buckets[-1]) + 1) * new_keys * view.width > BUCKET_SIZE
+        full = full or (view.exact and rows >= FOLD_ROWS)
         if not buckets or full or waste + added > BUCKET_COST:
             buckets.append([])
             rows, keys, waste, added = s.rows, s.keys, 0.0, 0.0
@@ -139,7 +183,7 @@ def make_plan(batch: Batch, view: View, translate: Callable[[Tensor], Tensor] | 
     buckets: list[Bucket] = []
     found = torch.empty(total, dtype=torch.int64)
     offset = 0
-    for group in bucketed(segments_of(batch, view), view.width):
+    for group in bucketed(segments_of(batch, view), view):
         bucket, real, flat = make_bucket(group, batch, view, translate)
         found[flat] = torch.nonzero(real).flatten() + offset
         offset += bucket.batch * bucket.rows
@@ -156,17 +200,15 @@ def make_bucket(
     A key column c of a segment is token `start + c` of its request, `start` > 0 where a window lets the
     bucket skip the front. Padding repeats a real token's slot: its weight is zero, and it must be finite.
     """
-    request, first, rows, prefix, keys = (
-        torch.tensor([getattr(s, f) for s in group]) for f in ("request", "first", "rows", "prefix", "keys")
+    request, first, rows, prefix, keys, start = (
+        torch.tensor([getattr(s, f) for s in group]) for f in ("request", "first", "rows", "prefix", "keys", "start")
     )
     n = int(rows.max())
     r = torch.arange(n)
     real = r < rows[:, None]
     flat = first[:, None] + torch.where(real, r, 0)
     position = prefix[:, None] + (torch.where(real, r, 0) if batch.depth is None else batch.depth[flat])
-    # A draft tree's rows sit at prefix + depth, so the first row of a request is always its lowest.
-    start = (prefix - view.window).clamp(min=0) if view.window >= 0 else torch.zeros_like(prefix)
-    span = int((keys - start).max())
+    span = rung(group[0]) if view.exact else int((keys - start).max())
     token = start[:, None] + torch.arange(span)
     valid = token < keys[:, None]
     token = torch.where(valid, token, start[:, None])
@@ -182,12 +224,17 @@ def make_bucket(
         and not view.capped
         and view.window < 0
         and not int(prefix.max())
+        and not view.exact
     )
-    fold = view.group > 1 and (view.capped or n < FOLD_ROWS)
+    fold = (view.group > 1 or view.exact) and (view.capped or n < FOLD_ROWS)
     mask = None
+    chunks = 0
     if not fused_causal:
         mask = visible(batch, view, flat, position, prefix, token, valid)
         mask = additive(mask, real, view, fold)
+    if view.exact:
+        chunks = -(-n * (view.group if fold else 1) // EXACT_ROWS)
+        mask = mask_in_chunks(mask, chunks, view.kv_heads if fold else None)
     bucket = Bucket(
         batch=len(group),
         rows=n,
@@ -197,6 +244,7 @@ def make_bucket(
         mask=mask,
         causal=fused_causal,
         fold=fold,
+        chunks=chunks,
     )
     return bucket, real.flatten(), flat[real]
 
@@ -231,12 +279,22 @@ def visible(
 def additive(see: Tensor, real: Tensor, view: View, fold: bool) -> Tensor | None:
     """0 where visible, -inf elsewhere, [batch, 1, rows, keys]; rows repeat per query head when folded."""
     see = see | ~real[:, :, None]  # a padding row must not divide by nothing
-    if bool(see.all()):
+    if bool(see.all()) and not view.exact:
         return None
     mask = torch.zeros(see.shape, dtype=view.dtype).masked_fill_(~see, float("-inf"))
-    if fold and mask.shape[1] > 1:
+    if fold and (mask.shape[1] > 1 or view.exact):
         mask = mask.repeat_interleave(view.group, dim=1)
     return mask[:, None]
+
+
+def mask_in_chunks(mask: Tensor, chunks: int, heads: int | None) -> Tensor:
+    """A mask [batch, 1, rows, keys] in chunks of EXACT_ROWS rows, as `Bucket` says; once per head where there are
+    several requests, since no stride fits both."""
+    batch, _, rows, keys = mask.shape
+    mask = torch.nn.functional.pad(mask, (0, 0, 0, chunks * EXACT_ROWS - rows))
+    if heads is None:
+        return mask.view(chunks, 1, EXACT_ROWS, keys)
+    return mask.expand(-1, heads, -1, -1).reshape(batch, heads * chunks, EXACT_ROWS, keys)
 
 
 def as_run(index: Tensor) -> Tensor | slice:

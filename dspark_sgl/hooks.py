@@ -1,7 +1,7 @@
-"""The ten functions of SGLang that we hook for want of an extension point. Each is in `compat_surface.py`.
+"""The twelve functions of SGLang that we hook for want of an extension point. Each is in `compat_surface.py`.
 
-A server whose algorithm is not ours gets an option it may ignore and, on our CPU platform, torch twins of what fills
-the slot table; nothing else changes for it.
+A server whose algorithm is not ours gets an option it may ignore and, on our CPU platform, torch twins of SGLang's
+kernels for the slot table and for seeded draws; nothing else changes for it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from dspark_sgl.policies.requests import parse_request_options
 from .algorithm import DrafterAlgorithm
 from .cpu_kv_pool import assign_slots, last_slots
 from .cpu_platform import CpuPlatform
+from .cpu_seeds import multinomial_with_seed
+from .deterministic import deterministic
 from .settings import add_cli_args
 from .stops import cut_runs, trim_turn
 from .unserved import refuse_request
@@ -38,6 +40,8 @@ SESSION_TURN = "sglang.srt.session.session_controller.Session.create_req"
 OUTPUT_HEADROOM = "sglang.srt.managers.tokenizer_manager.compute_num_reserved_tokens"
 ASSIGN_SLOTS = "sglang.srt.mem_cache.allocation.assign_req_to_token_pool_func"
 LAST_SLOTS = "sglang.srt.mem_cache.allocation.get_last_loc"
+SEEDED_DRAW = "sglang.srt.layers.sampler.multinomial_with_seed"
+BATCH_INVARIANCE = "sglang.srt.model_executor.model_runner.ModelRunner.maybe_enable_batch_invariant_mode"
 
 
 def register() -> None:
@@ -53,6 +57,8 @@ def register() -> None:
     if isinstance(current_platform, CpuPlatform):
         HookRegistry.register(ASSIGN_SLOTS, assign_slots, HookType.REPLACE)
         HookRegistry.register(LAST_SLOTS, last_slots, HookType.REPLACE)
+        HookRegistry.register(SEEDED_DRAW, multinomial_with_seed, HookType.REPLACE)
+        HookRegistry.register(BATCH_INVARIANCE, _no_kernels_for_batch_invariance, HookType.REPLACE)
 
 
 def _before_validate_request(_manager: Any, request: Any, _input_ids: list[int]) -> None:
@@ -62,7 +68,7 @@ def _before_validate_request(_manager: Any, request: Any, _input_ids: list[int])
     params = request.sampling_params
     if isinstance(params, dict):
         parse_request_options(params.get("custom_params"))
-    refuse_request(request)
+    refuse_request(request, deterministic())
 
 
 def _after_internal_state(_result: Any, controller: Any, state: dict[str, Any]) -> None:
@@ -105,6 +111,10 @@ def _before_session_turn(session: Any, request: Any, *_: Any, **__: Any) -> None
 def _after_output_headroom(tokens: int) -> int:
     """Output tokens that a request is refused for at the context's end: none, since `SLOT_HEADROOM` has room."""
     return 0 if _ours(get_spec().speculative_algorithm) else tokens
+
+
+def _no_kernels_for_batch_invariance(_runner: Any) -> None:
+    """SGLang would put Triton kernels in place of torch's; a CPU's products do without (`deterministic.py`)."""
 
 
 def _ours(algorithm: str | None) -> bool:

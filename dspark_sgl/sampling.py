@@ -14,21 +14,27 @@ from dspark_sgl.kernels.tree_rejection import reject_tree
 from dspark_sgl.kernels.walk import Acceptance, walk
 from dspark_sgl.spec_algos.protocol import Proposal
 
+from .deterministic import seeded_draw
+
 
 @dataclass(frozen=True)
 class Sampling:
     """SGLang's sampling parameters of a batch, as the kernels take them.
 
+    lens: int64 `[bs]`, the position of each anchor
     greedy: bool `[bs]`, temperature 0; all_greedy, any_greedy: every request is, some are
+    seeds: int64 `[bs]`, to which SGLang ties every draw (`deterministic.py`); None where it does not
     """
 
     filters: Filters
+    lens: Tensor
     greedy: Tensor
     all_greedy: bool
     any_greedy: bool
+    seeds: Tensor | None = None
 
     @classmethod
-    def of(cls, info: Any) -> Sampling:
+    def of(cls, info: Any, lens: Tensor) -> Sampling:
         """From a `SamplingBatchInfo`. SGLang spells temperature 0 as top_k = 1."""
         filters = Filters(
             temperature=info.temperatures.view(-1),
@@ -38,12 +44,13 @@ class Sampling:
             active=info.need_top_p_sampling or info.need_top_k_sampling or info.need_min_p_sampling,
             max_top_k=info.max_top_k,
         )
-        return cls(filters, filters.top_k <= 1, info.is_all_greedy, info.is_any_greedy)
+        return cls(filters, lens, filters.top_k <= 1, info.is_all_greedy, info.is_any_greedy, info.sampling_seed)
 
-    @property
-    def draft_temperature(self) -> Tensor | None:
-        """What a drafter samples at; None when nobody samples."""
-        return None if self.all_greedy else self.filters.temperature
+    def draft_temperature(self, method: str) -> Tensor | None:
+        """What a drafter samples at; None where the likeliest drafts are best: when nobody samples, and where they have
+        to match a draw of the target's own."""
+        likeliest = self.all_greedy or self.seeds is not None or method == "match"
+        return None if likeliest else self.filters.temperature
 
 
 def accept(
@@ -57,6 +64,10 @@ def accept(
     if sampling.all_greedy:
         return walk(layout, layout.pad(logits.argmax(-1)))
     owner = layout.owner
+    if sampling.seeds is not None:
+        positions = layout.pack(sampling.lens[:, None] + layout.depths)
+        drawn = seeded_draw(logits, sampling.filters.rows(owner), sampling.seeds[owner], positions)
+        return walk(layout, layout.pad(drawn))
     probs = filtered_probs(logits, sampling.filters.rows(owner))
     if sampling.any_greedy:
         greedy, best = sampling.greedy[owner][:, None], logits.argmax(-1, keepdim=True)

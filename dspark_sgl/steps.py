@@ -52,14 +52,15 @@ class _Step:
 class Steps:
     """Plans, times and learns from decode steps.
 
+    seeds: seeded draws are speculated, since a verify row has the very logits of a plain step
     ahead: SGLang overlaps its scheduler with the device. Three steps are then alive at once: `_before`, which is
         learned from now, `_open`, which runs, and `_next`, planned ahead
     """
 
-    def __init__(self, ahead: bool, device: torch.device | str) -> None:
+    def __init__(self, ahead: bool, device: torch.device | str, seeds: bool = False) -> None:
         self.clock = RoundClock()
         self.governor: Governor | None = None
-        self._ahead, self._device = ahead, device
+        self._ahead, self._device, self._seeds = ahead, device, seeds
         self._book = RequestBook()
         self._before: _Step | None = None
         self._open: _Step | None = None
@@ -79,7 +80,7 @@ class Steps:
         """How deep each request is drafted, and how drafts are accepted."""
         info = batch.sampling_info
         # A processor sees one row per request, and a seed promises the tokens of plain decoding.
-        plain = info.has_custom_logit_processor or info.sampling_seed is not None
+        plain = info.has_custom_logit_processor or (info.sampling_seed is not None and not self._seeds)
         lens = batch.seq_lens_cpu.tolist()
         step, self._next = self._next, None
         if step is None or step.requests != batch.reqs or step.plain != plain:

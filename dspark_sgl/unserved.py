@@ -80,8 +80,13 @@ def _settings(args: Any) -> Iterator[tuple[str, str]]:
             )
 
 
-def refuse_request(request: Any) -> None:
-    """Raises ValueError, which SGLang answers as a 400."""
+def refuse_request(request: Any, deterministic: bool = False) -> None:
+    """Raises ValueError, which SGLang answers as a 400. deterministic: of `--enable-deterministic-inference`"""
+    params = request.sampling_params
+    if deterministic and isinstance(params, dict) and params.get("min_p"):
+        raise ValueError(
+            "min_p is not available under --enable-deterministic-inference, where SGLang would draw wrongly"
+        )
     for name in _FIELDS:
         if getattr(request, name, None):
             raise ValueError(

@@ -34,6 +34,7 @@ from .clock import PLAIN, PREFILL, ROUND
 from .commits import early_commit, prefill_commit, step_commit, verify_commit
 from .constraints import GrammarRows, constrain
 from .decode_state import DecodeState
+from .deterministic import deterministic, exact_rows
 from .graphs import VerifyGraphs, capture_graphs, live_rows
 from .outcome import attach_logprobs, step_result
 from .plan import Plan
@@ -72,7 +73,8 @@ class SpecWorker(BaseSpecWorker):
         self._generator = torch.Generator(device=self.device).manual_seed(int(target_worker.random_seed))
         self._graphs: VerifyGraphs | None = None
         self._capture = CaptureHiddenMode.FULL if self._drafter.uses_target_hidden else CaptureHiddenMode.NULL
-        self._steps = Steps(not get_schedule().disable_overlap_schedule, self.device)
+        exact = deterministic() and exact_rows(self._target.model)
+        self._steps = Steps(not get_schedule().disable_overlap_schedule, self.device, seeds=exact)
 
     # -- What SGLang asks of any speculative worker ------------------------------------------------------------------
 
@@ -203,7 +205,7 @@ class SpecWorker(BaseSpecWorker):
 
     def _speculate(self, batch: Any, plan: Plan, publish: Publish) -> GenerationBatchResult:
         """Draft, verify, accept, commit."""
-        clock, sampling = self._steps.clock, Sampling.of(batch.sampling_info)
+        clock, sampling = self._steps.clock, Sampling.of(batch.sampling_info, batch.seq_lens)
         anchors = batch.spec_info.bonus_tokens
         slots = self._slots(batch, self._width)
         with clock.phase("draft"):
@@ -259,8 +261,7 @@ class SpecWorker(BaseSpecWorker):
                 cache_locs=slots,
                 histories=[RequestHistory(request) for request in batch.reqs],
                 depths=plan.depths,
-                # Match compares with the target's own draw, which is best met by the likeliest draft.
-                temperature=None if plan.method == "match" else sampling.draft_temperature,
+                temperature=sampling.draft_temperature(plan.method),
                 greedy=sampling.greedy,
                 generator=self._generator,
                 tree=plan.tree,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
@@ -98,8 +99,8 @@ def ancestors(parents: tuple[int, ...]) -> list[set[int]]:
     return seen
 
 
-def build(case: Case, shuffled: bool = True) -> World:
-    """Random content; ``shuffled`` scatters the slots of a request over the pool."""
+def build(case: Case, shuffled: bool = True, exact: bool = False) -> World:
+    """Random content; ``shuffled`` scatters the slots of a request over the pool; ``exact``: batch-invariant."""
     gen = torch.Generator().manual_seed(case.seed)
     q_heads, kv_heads = case.heads
     total = sum(case.prefix) + sum(case.rows)
@@ -157,10 +158,15 @@ def build(case: Case, shuffled: bool = True) -> World:
         attn_type=AttentionType.ENCODER_ONLY if case.mode == "block" else AttentionType.DECODER,
     )
     layer.sliding_window_size = case.window
-    runner = SimpleNamespace(req_to_token_pool=reqs, token_to_kv_pool=pool, use_mla_backend=False)
+    runner = SimpleNamespace(
+        req_to_token_pool=reqs, token_to_kv_pool=pool, use_mla_backend=False, is_draft_worker=False
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dspark_sgl.cpu_attention.deterministic", lambda: exact)
+        backend = CpuAttentionBackend(runner)
     return World(
         case=case,
-        backend=CpuAttentionBackend(runner),
+        backend=backend,
         layer=layer,
         forward=forward,
         q=torch.randn(n, q_heads * case.dim, generator=gen).to(case.dtype),
@@ -216,6 +222,13 @@ def test_matches_the_definition(mode: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("seed", range(36))
+def test_an_exact_plan_matches_the_definition(mode: str, seed: int) -> None:
+    case = draw_case(mode, seed)
+    assert error(build(case, exact=True)) < TOLERANCE[case.dtype]
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_slots_in_a_row_are_read_in_place(mode: str) -> None:
     case = replace(draw_case(mode, 3), prefix=(70,), rows=(1,) if mode == "decode" else (6,), dtype=torch.float32)
     case = replace(case, parents=(tuple(range(-1, case.rows[0] - 1)),))
@@ -242,21 +255,37 @@ def test_a_row_alone_equals_the_row_in_a_block(seed: int) -> None:
     base = draw_case("chain", seed)
     case = replace(base, prefix=(500, 33), rows=(8, 5), dtype=torch.float32)
     world = build(replace(case, parents=((-1,) * 8, (-1,) * 5)))
-    block = world.run()
-    table = world.backend.req_to_token
-    for first, request, prefix, rows in ((0, 1, 500, 8), (8, 2, 33, 5)):
-        for r in range(rows):
-            world.forward = SimpleNamespace(
+    assert max(float((alone - beside).abs().max()) for alone, beside in rows_alone(world)) < 1e-6
+
+
+def test_a_row_of_an_exact_plan_is_the_same_to_the_bit_in_any_company() -> None:
+    """Of chains, prefill chunks and cached prefixes, whatever is beside it; a plan that is not exact differs."""
+    cases = [draw_case(mode, seed) for mode in ("chain", "extend", "uniform") for seed in range(20)]
+
+    def differing(exact: bool) -> int:
+        worlds = [build(case, exact=exact) for case in cases]
+        return sum(not torch.equal(alone, beside) for world in worlds for alone, beside in rows_alone(world, step=7))
+
+    assert differing(exact=True) == 0
+    assert differing(exact=False) > 20
+
+
+def rows_alone(world: World, step: int = 1) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Every so many rows of a forward, each decoded alone, and as it was in the forward."""
+    together, table, at = world.run(), world.backend.req_to_token, 0
+    for request, (prefix, rows) in enumerate(zip(world.case.prefix, world.case.rows, strict=True), 1):
+        for r in range(0, rows, step):
+            forward = SimpleNamespace(
                 forward_mode=ForwardMode.DECODE,
                 batch_size=1,
                 req_pool_indices=torch.tensor([request]),
                 seq_lens=torch.tensor([prefix + r + 1]),
                 out_cache_loc=table[request, prefix + r : prefix + r + 1].long(),
             )
-            world.backend.init_forward_metadata(world.forward)
-            at = slice(first + r, first + r + 1)
-            alone = world.backend.forward(world.q[at], world.k[at], world.v[at], world.layer, world.forward)
-            assert float((alone - block[at]).abs().max()) < 1e-6
+            world.backend.init_forward_metadata(forward)
+            row = slice(at + r, at + r + 1)
+            yield world.backend.forward(world.q[row], world.k[row], world.v[row], world.layer, forward), together[row]
+        at += rows
 
 
 def test_the_same_forward_twice_is_the_same_to_the_bit() -> None:

@@ -6,6 +6,8 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
+from dspark_sgl.cpu_seeds import multinomial_with_seed
+from dspark_sgl.deterministic import seeded_draw
 from dspark_sgl.kernels.draft_chain import ChainDraw, draw_at_once
 from dspark_sgl.kernels.filters import Filters
 from dspark_sgl.kernels.layout import chain_layout
@@ -20,7 +22,8 @@ def test_a_greedy_request_among_sampled_ones_emits_its_argmax(method: str) -> No
     g, bs = torch.Generator().manual_seed(0), 40
     greedy, ones = torch.arange(bs) % 2 == 0, torch.ones(bs)
     top_k = torch.full((bs,), 1 << 30).masked_fill(greedy, 1)
-    sampling = Sampling(Filters(ones, top_k, ones, 0 * ones, active=True), greedy, all_greedy=False, any_greedy=True)
+    filters = Filters(ones, top_k, ones, 0 * ones, active=True)
+    sampling = Sampling(filters, 7 * ones.long(), greedy, all_greedy=False, any_greedy=True)
     draw = ChainDraw(None, None if method == "match" else ones, greedy, g)
     chain = draw_at_once(torch.randn(bs, DEPTH, VOCAB, generator=g), draw)
     layout = chain_layout(torch.zeros(bs, dtype=torch.int64), chain.tokens, [DEPTH] * bs)
@@ -47,7 +50,7 @@ def test_sampled_requests_beside_others_keep_their_distribution(method: str, bou
     top_k = torch.tensor([1, 3, widest])[kind]
     temperature = torch.tensor([1.0, 0.7, 1.3])[kind]
     filters = Filters(temperature, top_k, ones, 0 * ones, active=True, max_top_k=widest)
-    sampling = Sampling(filters, greedy, all_greedy=False, any_greedy=True)
+    sampling = Sampling(filters, 7 * ones.long(), greedy, all_greedy=False, any_greedy=True)
     said, off = torch.randn(2, VOCAB, generator=g)
     chain = draw_at_once(
         (said + 0.7 * off).expand(bs, 1, VOCAB), ChainDraw(None, None if method == "match" else temperature, greedy, g)
@@ -69,3 +72,31 @@ def test_sampled_requests_beside_others_keep_their_distribution(method: str, bou
         assert chisquare(counts[p > 0], (p * counts.sum())[p > 0]).pvalue > 1e-4
         other = expected[1 - i] + 1e-9
         assert chisquare(counts, other / other.sum() * counts.sum()).pvalue < 1e-6
+
+
+@pytest.mark.parametrize("active", [False, True], ids=["whole distributions", "filtered"])
+def test_a_seeded_round_emits_what_plain_steps_draw(active: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every row what is drawn from it alone. That SGLang draws the same is `test_server_deterministic.py`'s."""
+    monkeypatch.setattr("sglang.srt.layers.sampler.multinomial_with_seed", multinomial_with_seed)
+    g, bs = torch.Generator().manual_seed(2), 60
+    lens, seeds = torch.randint(1, 900, (bs,), generator=g), torch.randint(0, 1 << 40, (bs,), generator=g)
+    greedy, ones = torch.arange(bs) % 5 == 0, torch.ones(bs)
+    temperature = torch.where(greedy, 1.0, 0.3 + torch.rand(bs, generator=g))
+    top_k = torch.full((bs,), 5 if active else VOCAB).masked_fill(greedy, 1)
+    filters = Filters(temperature, top_k, 0.9 * ones if active else ones, 0 * ones, active or bool(greedy.any()))
+    sampling = Sampling(filters, lens, greedy, all_greedy=False, any_greedy=True, seeds=seeds)
+    depths = [i % (DEPTH + 1) for i in range(bs)]
+    layout = chain_layout(torch.zeros(bs, dtype=torch.int64), torch.zeros(bs, DEPTH, dtype=torch.int64), depths)
+    logits = 2 * torch.randn(len(layout.owner), VOCAB, generator=g)
+    logits[:, 0] += 3  # what is drafted everywhere
+    chain = draw_at_once(torch.zeros(bs, DEPTH, VOCAB), ChainDraw(None, None, greedy, g))
+    accepted = accept(layout, logits, Proposal.of_chain(chain, None), sampling, "auto", g)
+    emitted = accepted.emitted(layout)
+    assert accepted.lengths.max() == DEPTH + 1
+    for i, length in enumerate(accepted.lengths.tolist()):
+        rows = logits[int(layout.starts[i]) :][:length]
+        for depth, row in enumerate(rows):
+            one = filters.rows(torch.tensor([i]))
+            drawn = seeded_draw(row[None], one, seeds[i : i + 1], lens[i : i + 1] + depth)
+            assert int(emitted[i, depth]) == int(drawn)
+            assert not greedy[i] or int(drawn) == int(row.argmax())
