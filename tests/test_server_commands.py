@@ -114,6 +114,22 @@ def test_both_commands_end_to_end(
     assert (Calibration.from_json(sts).temperatures > 0).all()
 
 
+def test_a_load_bench_end_to_end(target: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Two servers, one of which serves two arms by turns."""
+    out, page = tmp_path / "load.json", tmp_path / "load.html"
+    run = ["--model", str(target), "--prompts", str(PROMPTS), "--limit", "6", "--max-new-tokens", "16"]
+    run += ["--arms", "plain,off,fixed-3", "--concurrency", "1,2", "--passes", "1", "--per-user", "2"]
+    assert main(["bench", "load", *run, "--json", str(out), "--html", str(page), "--", *SHARED]) == 0
+    report = json.loads(out.read_text())
+    points = {(point["arm"], point["concurrency"]): point for point in report["points"]}
+    assert set(points) == {(arm, users) for arm in ("plain", "off", "fixed-3") for users in (1, 2)}
+    for (arm, _), point in points.items():
+        assert point["output_tps"] > 1
+        assert (point["depth"], point["plain_share"]) == ((3, 0) if arm == "fixed-3" else (0, 1))
+    said = capsys.readouterr().out
+    assert all(arm in said and arm in page.read_text() for arm in ("plain", "off", "fixed-3"))
+
+
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_command_told_to_end_ends_its_server(target: Path, sent: signal.Signals, code: int):
     command = [
