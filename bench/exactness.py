@@ -35,6 +35,8 @@ ARGUMENTS = ("--dtype", "float32", "--chunked-prefill-size", "64", "--max-total-
 CHAINS = "version: 1\nname: chains\nschedule: {kind: fixed, depth: 64}\n"
 TIE = 1e-4
 """Of two log-probabilities of plain decoding, in float32."""
+Arm = tuple[str, str | None, dict[str, int]]
+"""Its name, its policy (None: the plain server) and what each request asks for."""
 
 
 def generate(
@@ -63,6 +65,7 @@ def main() -> int:
         "--trees", default="tree-16", metavar="NAME,..", help="of bench/policies (default: %(default)s)"
     )
     parser.add_argument("--concurrency", default="1,8", metavar="N,..", help="users at once (default: %(default)s)")
+    parser.add_argument("--no-control", action="store_true", help="plain decoding answers once only")
     parser.add_argument("--deterministic", action="store_true", help="on both servers; without trees")
     parser.add_argument("--temperature", type=float, default=0.0, help="with --deterministic (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures there")
@@ -72,7 +75,7 @@ def main() -> int:
     unwind_when_told_to_end()
     prompts = [prompt.text for prompt in eval_prompts(options.prompts)]
     model = ["--model-path", str(make_target()), *ARGUMENTS]
-    arms = [(f"depth {depth}", CHAINS, {"max_depth": int(depth)}) for depth in _list(options.depths)]
+    arms: list[Arm] = [(f"depth {depth}", CHAINS, {"max_depth": int(depth)}) for depth in _list(options.depths)]
     if options.deterministic:
         model.append("--enable-deterministic-inference")
     else:
@@ -81,12 +84,13 @@ def main() -> int:
     results: list[dict[str, Any]] = []
     with ExitStack() as stack:
         policy = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "arm.yaml"
-        policy.write_text(arms[-1][1])  # the one that needs most room
+        policy.write_text(arms[-1][1] or CHAINS)  # the one that needs most room
         plain = stack.enter_context(Server(model))
         server = stack.enter_context(Server([*model, *SPECULATE, str(policy)]))
         wanted = generate(plain, prompts, 8, "plain", **asked)
         for concurrency in map(int, _list(options.concurrency)):
-            for name, text, limit in [("plain again", None, {}), *arms]:
+            control: list[Arm] = [] if options.no_control else [("plain again", None, {})]
+            for name, text, limit in [*control, *arms]:
                 asks = plain if text is None else server
                 if text is not None:
                     server.edit_policy(policy, text)

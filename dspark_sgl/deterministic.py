@@ -25,6 +25,12 @@ def deterministic() -> bool:
     return bool(get_exec().deterministic.enable_deterministic_inference)
 
 
+def draws_as_plain_steps_do(model: torch.nn.Module) -> bool:
+    """Whether a round of this loaded target can draw what plain steps would. With `--rl-on-policy-target` SGLang draws
+    from other numbers."""
+    return deterministic() and get_exec().deterministic.rl_on_policy_target is None and exact_rows(model)
+
+
 def exact_rows(model: torch.nn.Module) -> bool:
     """Whether a row's products in this loaded target are the same to the bit whatever rows come with it."""
     layers = [module for module in model.modules() if getattr(module, "quant_method", None) is not None]

@@ -52,12 +52,12 @@ class _Step:
 class Steps:
     """Plans, times and learns from decode steps.
 
-    seeds: seeded draws are speculated, since a verify row has the very logits of a plain step
     ahead: SGLang overlaps its scheduler with the device. Three steps are then alive at once: `_before`, which is
         learned from now, `_open`, which runs, and `_next`, planned ahead
+    seeds: requests whose draws are tied to a seed are speculated (`deterministic.py`)
     """
 
-    def __init__(self, ahead: bool, device: torch.device | str, seeds: bool = False) -> None:
+    def __init__(self, ahead: bool, device: torch.device | str, seeds: bool) -> None:
         self.clock = RoundClock()
         self.governor: Governor | None = None
         self._ahead, self._device, self._seeds = ahead, device, seeds

@@ -34,7 +34,7 @@ from .clock import PLAIN, PREFILL, ROUND
 from .commits import early_commit, prefill_commit, step_commit, verify_commit
 from .constraints import GrammarRows, constrain
 from .decode_state import DecodeState
-from .deterministic import deterministic, exact_rows
+from .deterministic import draws_as_plain_steps_do
 from .graphs import VerifyGraphs, capture_graphs, live_rows
 from .outcome import attach_logprobs, step_result
 from .plan import Plan
@@ -73,8 +73,8 @@ class SpecWorker(BaseSpecWorker):
         self._generator = torch.Generator(device=self.device).manual_seed(int(target_worker.random_seed))
         self._graphs: VerifyGraphs | None = None
         self._capture = CaptureHiddenMode.FULL if self._drafter.uses_target_hidden else CaptureHiddenMode.NULL
-        exact = deterministic() and exact_rows(self._target.model)
-        self._steps = Steps(not get_schedule().disable_overlap_schedule, self.device, seeds=exact)
+        seeds = draws_as_plain_steps_do(self._target.model)
+        self._steps = Steps(not get_schedule().disable_overlap_schedule, self.device, seeds)
 
     # -- What SGLang asks of any speculative worker ------------------------------------------------------------------
 

@@ -20,12 +20,12 @@ from recipes.curves import read_curve
 COMPARED = ("dspark", "dflash", "eagle3")
 VARIATIONS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "as shipped": ((), COMPARED),
-    "half the learning rate": (("--lr", "1e-3"), COMPARED),
     "twice the learning rate": (("--lr", "4e-3"), COMPARED),
-    "1 layer": (("--layers", "1"), ("dspark", "dflash")),
-    "4 layers": (("--layers", "4"), ("dspark", "dflash")),
-    "rank 8": (("--rank", "8"), ("dspark",)),
+    "half the learning rate": (("--lr", "1e-3"), COMPARED),
     "rank 128": (("--rank", "128"), ("dspark",)),
+    "rank 8": (("--rank", "8"), ("dspark",)),
+    "4 layers": (("--layers", "4"), ("dspark", "dflash")),
+    "1 layer": (("--layers", "1"), ("dspark", "dflash")),
     "twice the anchors": (("--anchor-share", "0.5"), COMPARED),
     "cross entropy alone": (("--l1", "0", "--ce", "1"), COMPARED),
 }

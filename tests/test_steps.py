@@ -105,8 +105,8 @@ def step(steps: Steps, governor: Governor, batch: Any, kind: str = ROUND) -> lis
     return list(governor.said)
 
 
-def steps_of(ahead: bool, settled: bool) -> tuple[Steps, Governor]:
-    steps, governor = Steps(ahead, "cpu"), Governor(settled)
+def steps_of(ahead: bool, settled: bool, seeds: bool = False) -> tuple[Steps, Governor]:
+    steps, governor = Steps(ahead, "cpu", seeds), Governor(settled)
     steps.governor = governor  # type: ignore[assignment]
     return steps, governor
 
@@ -139,6 +139,12 @@ def test_another_batch_is_planned_anew(plainly: dict[str, bool]) -> None:
     said = step(steps, governor, other)
     assert said[:2] == ["plan 3", "start 3"] and "start 2" not in said
     assert ("asked" in said) != bool(plainly)
+
+
+def test_a_seed_is_speculated_where_a_round_draws_what_a_plain_step_would() -> None:
+    steps, governor = steps_of(ahead=False, settled=False, seeds=True)
+    assert "asked" in step(steps, governor, batch_of(Request("a"), seed=True))
+    assert "asked" not in step(steps, governor, batch_of(Request("a"), seed=True, processor=True))
 
 
 def test_a_request_that_had_ended_teaches_nothing() -> None:
