@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import MistralConfig, PretrainedConfig, Qwen3Config
 
-from recipes import states
+from recipes import states, vary
 from recipes.block import DFlashDraft, DSparkDraft
 from recipes.corpus import batches
 from recipes.curves import draw
@@ -281,6 +281,32 @@ def test_a_curve_is_drawn_the_same_every_time(tmp_path: Path) -> None:
     assert all(f"<!-- {words} -->" in text for words in (*lines, "minutes of training", "accepted length"))
     draw(lines, "minutes of training", "accepted length", tmp_path / "again.svg")
     assert (tmp_path / "again.svg").read_text() == text
+
+
+def test_what_a_variation_does_not_concern_is_compared_as_shipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of runs that are all there nothing is trained; the gains are those of the table's own lengths."""
+    variations = {"as shipped": ((), vary.COMPARED), "rank 8": (("--rank", "8"), ("dspark",))}
+    monkeypatch.setattr(vary, "VARIATIONS", variations)
+    lengths = {"as-shipped": {"dspark": 1.5, "dflash": 1.2, "eagle3": 1.6}, "rank-8": {"dspark": 1.26}}
+    for name, drafts in lengths.items():
+        for algorithm, length in drafts.items():
+            run = tmp_path / name / algorithm
+            run.mkdir(parents=True)
+            lines = ({"tokens": 50, "expected_t1": 1.0}, {"tokens": 100, "expected_t1": length})
+            (run / "curve.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    trained: list[list[str]] = []
+    monkeypatch.setattr(vary.subprocess, "run", lambda command, check: trained.append(command))
+    given = ["vary", "--model", "m", "--cache", "c", "--out", str(tmp_path), "--tokens", "100"]
+    monkeypatch.setattr("sys.argv", given)
+    vary.main()
+    assert trained == []
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()]
+    assert rows[2:] == [
+        ["as shipped", "1.500", "1.200", "1.600", "+25.0 %", "-6.2 %"],
+        ["rank 8", "1.260", "1.200", "1.600", "+5.0 %", "-21.3 %"],
+    ]
 
 
 def test_a_run_that_goes_on_reports_as_often_as_one_that_never_stopped(
