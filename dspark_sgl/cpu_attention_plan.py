@@ -227,13 +227,11 @@ def make_bucket(
         and not view.exact
     )
     fold = (view.group > 1 or view.exact) and (view.capped or n < FOLD_ROWS)
+    chunks = -(-n * (view.group if fold else 1) // EXACT_ROWS) if view.exact else 0
     mask = None
-    chunks = 0
     if not fused_causal:
-        mask = visible(batch, view, flat, position, prefix, token, valid)
-        mask = additive(mask, real, view, fold)
-    if view.exact:
-        chunks = -(-n * (view.group if fold else 1) // EXACT_ROWS)
+        mask = additive(visible(batch, view, flat, position, prefix, token, valid), real, view, fold)
+    if mask is not None and view.exact:
         mask = mask_in_chunks(mask, chunks, view.kv_heads if fold else None)
     bucket = Bucket(
         batch=len(group),
