@@ -21,13 +21,13 @@ COMPARED = ("dspark", "dflash", "eagle3")
 VARIATIONS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "as shipped": ((), COMPARED),
     "twice the learning rate": (("--lr", "4e-3"), COMPARED),
-    "half the learning rate": (("--lr", "1e-3"), COMPARED),
+    "4 layers": (("--layers", "4"), ("dspark", "dflash")),
     "rank 128": (("--rank", "128"), ("dspark",)),
     "rank 8": (("--rank", "8"), ("dspark",)),
-    "4 layers": (("--layers", "4"), ("dspark", "dflash")),
+    "twice the anchors": (("--anchor-share", "0.5"), ("dspark", "dflash")),
+    "cross entropy alone": (("--l1", "0", "--ce", "1"), ("dspark", "dflash")),
+    "half the learning rate": (("--lr", "1e-3"), COMPARED),
     "1 layer": (("--layers", "1"), ("dspark", "dflash")),
-    "twice the anchors": (("--anchor-share", "0.5"), COMPARED),
-    "cross entropy alone": (("--l1", "0", "--ce", "1"), COMPARED),
 }
 """What changes against the defaults of `recipes.train`, and the drafts that it changes."""
 
@@ -45,12 +45,14 @@ def expected(run: Path, tokens: int) -> float | None:
 
 
 def table(lengths: Mapping[str, Mapping[str, float]]) -> str:
-    """Markdown of {variation: {algorithm: expected length}}."""
+    """Markdown of {variation: {algorithm: expected length}}; a dash for what is not there yet."""
     rows = [["", *COMPARED, *(f"gain over {other}" for other in COMPARED[1:])]]
     rows += [["---", *["---:"] * (len(rows[0]) - 1)]]
     for variation, of in lengths.items():
-        gains = [f"{100 * (of['dspark'] / of[other] - 1):+.1f} %" for other in COMPARED[1:]]
-        rows.append([variation, *(f"{of[algorithm]:.3f}" for algorithm in COMPARED), *gains])
+        found = [of.get(algorithm) for algorithm in COMPARED]
+        mine, *others = found
+        gains = [f"{100 * (mine / other - 1):+.1f} %" if mine and other else "-" for other in others]
+        rows.append([variation, *("-" if length is None else f"{length:.3f}" for length in found), *gains])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -60,13 +62,14 @@ def main() -> None:
     parser.add_argument("--cache", required=True, help="folder of recipes.states")
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs")
     parser.add_argument("--tokens", type=int, default=200_000, help="that each run reads (default: %(default)s)")
+    parser.add_argument("--table", action="store_true", help="of the runs that there are, and train nothing")
     args = parser.parse_args()
     command = [sys.executable, "-m", "recipes.train", "--model", args.model, "--cache", args.cache]
     command += ["--tokens", str(args.tokens), "--resume"]
     for variation, (changed, concerned) in VARIATIONS.items():
         for algorithm in concerned:
             run = folder(args.out, variation, algorithm)
-            if expected(run, args.tokens) is None:
+            if not args.table and expected(run, args.tokens) is None:
                 print(f"{variation}: {algorithm}", flush=True)
                 subprocess.run([*command, "--algorithm", algorithm, "--out", str(run), *changed], check=True)
     lengths: dict[str, dict[str, float]] = {}
