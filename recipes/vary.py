@@ -24,8 +24,8 @@ VARIATIONS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "4 layers": (("--layers", "4"), ("dspark", "dflash")),
     "rank 128": (("--rank", "128"), ("dspark",)),
     "rank 8": (("--rank", "8"), ("dspark",)),
-    "twice the anchors": (("--anchor-share", "0.5"), ("dspark", "dflash")),
-    "cross entropy alone": (("--l1", "0", "--ce", "1"), ("dspark", "dflash")),
+    "twice the anchors": (("--anchor-share", "0.5"), COMPARED),
+    "cross entropy alone": (("--l1", "0", "--ce", "1"), COMPARED),
     "half the learning rate": (("--lr", "1e-3"), COMPARED),
     "1 layer": (("--layers", "1"), ("dspark", "dflash")),
 }
