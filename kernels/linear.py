@@ -25,6 +25,8 @@ PACKED = "_dspark_packed"
 """Attribute of a weight that has opted in: its packed copy, or None until the first product after a change."""
 ROWS = 32
 """That oneDNN is told to lay blocks out for. Measured: any other number of rows is as fast with them."""
+LONG = 1024
+"""Terms of a sum that oneDNN cuts in pieces where there is one row only. Seen with AVX-512, in either type."""
 LARGEST = torch.finfo(torch.float16).max
 
 
@@ -45,8 +47,8 @@ class Blocked:
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
 
     def times(self, x: Tensor) -> Tensor:
-        if x.shape[0] == 1 and x.dtype == torch.float32:
-            # Alone, a row's long sum would be cut in pieces and rounded otherwise than in company.
+        if x.shape[0] == 1 and x.shape[1] > LONG:
+            # Alone, a row's sum would be cut in pieces and rounded otherwise than in company.
             return self.times(torch.cat((x, x)))[:1]
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, None, "none", [], "")
         return product

@@ -55,7 +55,7 @@ def test_it_is_a_linear_layer(rows: int, dtype: torch.dtype, biased: bool) -> No
         keep_packed(weight)
 
 
-@pytest.mark.parametrize("shape", [(960, 576), (576, 1536), (33, 77), (2000, 64)])
+@pytest.mark.parametrize("shape", [(960, 576), (576, 1536), (33, 77), (2000, 64), (300, 1024), (256, 4096)])
 @pytest.mark.parametrize("dtype", PACKED, ids=_name, indirect=True)
 def test_company_does_not_change_a_row(shape: tuple[int, int], dtype: torch.dtype) -> None:
     weight = keep_packed(torch.randn(shape).to(dtype))
@@ -65,6 +65,8 @@ def test_company_does_not_change_a_row(shape: tuple[int, int], dtype: torch.dtyp
     together = linear(x, weight)
     for rows in (*range(1, 20), 32, 33, 64, 100, 256):
         assert torch.equal(linear(x[:rows], weight), together[:rows]), rows
+    for row in range(100):  # in bfloat16 few rows show another order of their sums
+        assert torch.equal(linear(x[row : row + 1], weight), together[row : row + 1]), row
 
 
 def test_more_dimensions_than_two(dtype: torch.dtype) -> None:

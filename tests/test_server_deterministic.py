@@ -1,6 +1,7 @@
 """`--enable-deterministic-inference` on a CPU: speculated answers are plain decoding's to the bit, in any company.
 
-Plain decoding is SGLang's own decode step in the same server: a request's `max_depth: 0`, asked alone.
+Plain decoding is SGLang's own decode step in the same server: a request's `max_depth: 0`, asked alone. In bfloat16, where
+few bits are left to differ in and many ties to be broken; `python -m bench.exactness --deterministic` is of float32.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ Written = Sequence[tuple[int, float]]
 @pytest.fixture(scope="module")
 def server(target: Path) -> Iterator[Server]:
     speculate = ("--speculative-algorithm", "DSPARK_SGL", "--dspark-policy", "fixed-5")
-    with Server(["--model-path", str(target), *SHARED, *speculate, "--enable-deterministic-inference"]) as running:
+    exactly = ("--enable-deterministic-inference", "--dtype", "bfloat16")
+    with Server(["--model-path", str(target), *SHARED, *speculate, *exactly]) as running:
         yield running
 
 
