@@ -1,7 +1,7 @@
 """`--enable-deterministic-inference` on a CPU: speculated answers are plain decoding's to the bit, in any company.
 
-Plain decoding is SGLang's own decode step in the same server: a request's `max_depth: 0`, asked alone. In bfloat16, where
-few bits are left to differ in and many ties to be broken; `python -m bench.exactness --deterministic` is of float32.
+Plain decoding is SGLang's own decode step in the same server: a request's `max_depth: 0`, asked alone. This is of
+bfloat16, where ties are frequent; `python -m bench.exactness --deterministic` is of float32.
 """
 
 from __future__ import annotations
