@@ -21,6 +21,7 @@ COMPARED = ("dspark", "dflash", "eagle3")
 VARIATIONS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "as shipped": ((), COMPARED),
     "twice the learning rate": (("--lr", "4e-3"), COMPARED),
+    "four times the learning rate": (("--lr", "8e-3"), COMPARED),
     "4 layers": (("--layers", "4"), ("dspark", "dflash")),
     "rank 128": (("--rank", "128"), ("dspark",)),
     "rank 8": (("--rank", "8"), ("dspark",)),
