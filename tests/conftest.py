@@ -73,6 +73,14 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("record") / "rounds.jsonl"
 
 
+@pytest.fixture(autouse=True)
+def _small_numbers_are_numbers() -> None:
+    """What a test loads of SGLang may leave the thread flushing denormals, and Hypothesis refuses to work so."""
+    import torch  # not before the interpreter above
+
+    torch.set_flush_denormal(False)
+
+
 @pytest.fixture(scope="session")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The policy of `spec_server`. Whoever edits it puts it back."""
