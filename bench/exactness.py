@@ -35,8 +35,8 @@ ARGUMENTS = ("--dtype", "float32", "--chunked-prefill-size", "64", "--max-total-
 CHAINS = "version: 1\nname: chains\nschedule: {kind: fixed, depth: 64}\n"
 TIE = 1e-4
 """Of two log-probabilities of plain decoding, in float32."""
-Arm = tuple[str, str | None, dict[str, int]]
-"""Its name, its policy (None: the plain server) and what each request asks for."""
+Arm = tuple[str, str, dict[str, int]]
+"""Its name, its policy (empty: the plain server) and what each request asks for."""
 
 
 def generate(
@@ -84,15 +84,15 @@ def main() -> int:
     results: list[dict[str, Any]] = []
     with ExitStack() as stack:
         policy = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "arm.yaml"
-        policy.write_text(arms[-1][1] or CHAINS)  # the one that needs most room
+        policy.write_text(arms[-1][1])  # the one that needs most room
         plain = stack.enter_context(Server(model))
         server = stack.enter_context(Server([*model, *SPECULATE, str(policy)]))
         wanted = generate(plain, prompts, 8, "plain", **asked)
+        control: list[Arm] = [] if options.no_control else [("plain again", "", {})]
         for concurrency in map(int, _list(options.concurrency)):
-            control: list[Arm] = [] if options.no_control else [("plain again", None, {})]
             for name, text, limit in [*control, *arms]:
-                asks = plain if text is None else server
-                if text is not None:
+                asks = server if text else plain
+                if text:
                     server.edit_policy(policy, text)
                 asks.flush()
                 label = f"{name}, {concurrency} at a time"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -142,10 +143,10 @@ def segments_of(batch: Batch, view: View) -> list[Segment]:
 
 def bucketed(segments: list[Segment], view: View) -> list[list[Segment]]:
     """Group segments of similar size: close a bucket once its padding costs more than another bucket would."""
-    if view.exact:
-        rungs = {rung(s) for s in segments}
-        return [bucket for keys in sorted(rungs) for bucket in similar([s for s in segments if rung(s) == keys], view)]
-    return similar(segments, view)
+    if not view.exact:
+        return similar(segments, view)
+    rungs = groupby(sorted(segments, key=rung), key=rung)
+    return [bucket for _, same in rungs for bucket in similar(list(same), view)]
 
 
 def rung(segment: Segment) -> int:

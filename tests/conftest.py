@@ -75,7 +75,7 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _small_numbers_are_numbers() -> None:
-    """What a test loads of SGLang may leave the thread flushing denormals, and Hypothesis refuses to work so."""
+    """Our CPU platform has its process flush denormals, a test that loads it among them; Hypothesis refuses that."""
     import torch  # not before the interpreter above
 
     torch.set_flush_denormal(False)
