@@ -150,6 +150,7 @@ _CONSTRAINTS = (
     _srt("sampling.penaltylib.repetition_penalty.apply_scaling_penalties", "", "repetition penalties on verify rows"),
     _srt("speculative.spec_utils.GrammarTree.from_host", "", "grammars over a tree"),
     _srt("speculative.spec_utils.generate_token_bitmask", "", "grammars over a tree"),
+    _srt("utils.async_probe.sanitize_nan_logits", "", "NaN of the target, on verify rows"),
 )
 
 _DRAFT = (

@@ -1,4 +1,4 @@
-"""What a request demands of the target's logits before a token is chosen: penalties, grammar, logit bias.
+"""What happens to the target's logits before a token is chosen: penalties, grammar, logit bias, no NaN where asked.
 
 The order is SGLang's own. Each verify row gets what plain decoding would apply at that place of the text.
 Never samples.
@@ -13,6 +13,7 @@ import torch
 from sglang.srt.constrained.base_grammar_backend import BaseGrammarObject
 from sglang.srt.sampling.penaltylib.repetition_penalty import apply_scaling_penalties
 from sglang.srt.speculative.spec_utils import GrammarTree, generate_token_bitmask
+from sglang.srt.utils.async_probe import sanitize_nan_logits
 from torch import Tensor
 
 from dspark_sgl.kernels.layout import ROOT, TreeLayout
@@ -48,6 +49,7 @@ def constrain(logits: Tensor, layout: TreeLayout, info: Any, grammar: GrammarRow
         grammar.apply(logits)
     if info.logit_bias is not None:
         logits.add_(info.logit_bias[layout.owner])
+    sanitize_nan_logits(logits, "verify: next_token_logits")
 
 
 class GrammarRows:

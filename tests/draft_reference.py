@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import linear, silu
 from transformers import LlamaForCausalLM
 
-from . import tiny_models
+from . import tiny_drafts
 
 if TYPE_CHECKING:
     from .trials import Answered
@@ -273,7 +273,7 @@ def expect_rounds_of(reference: DraftReference, answers: Sequence[Answered]) -> 
     a request wrote says how many drafts each of its rounds must have accepted."""
     accepted = 0
     for answer in answers:
-        expected = reference.rounds(answer.prompt, answer.written, tiny_models.GAMMA)
+        expected = reference.rounds(answer.prompt, answer.written, tiny_drafts.GAMMA)
         # The last round may have accepted more than the request was allowed to write.
         last = Counter(expected[:-1])
         extra = Counter({hits: n - last[hits] for hits, n in enumerate(answer.histogram)})

@@ -27,7 +27,7 @@ from recipes.shape import Shape
 from recipes.states import LiveStates, Reading, StateCache, read
 from recipes.train import Trainer, sample_anchors
 
-from . import tiny_models
+from . import tiny_drafts, tiny_models
 
 LAYERS = (0, 1, 2)
 KINDS = tuple(ALGORITHMS)
@@ -61,7 +61,7 @@ def make(kind: str, target: FrozenLlama, records: list[Record]) -> Draft:
         "layer_ids": LAYERS,
         "hot": hot,
         "layers": 2,
-        "mask": tiny_models.MASK_TOKEN,
+        "mask": tiny_drafts.MASK_TOKEN,
         "scale": scale,
     }
     draft: Draft

@@ -51,7 +51,7 @@ WHOLE, LESS = (7 * AT_ONCE, 1.05), (AT_ONCE, 1.12)
 """Texts, and the factor of temperature that they show."""
 
 ALGORITHMS = (
-    Algorithm("DSPARK_SGL", tuple(METHODS), tiny_models.write_draft, DSparkReference),
+    Algorithm("DSPARK_SGL", tuple(METHODS), tiny_drafts.write_dspark, DSparkReference),
     Algorithm("DFLASH_SGL", ("rejection", "tree"), tiny_drafts.write_dflash, DFlashReference, page=16, retracts=True),
     Algorithm("EAGLE3_SGL", ("rejection", "tree"), tiny_drafts.write_eagle3, Eagle3Reference, page=4, retracts=True),
     Algorithm("MTP_SGL", ("rejection", "tree"), tiny_drafts.write_mtp, MTPReference),
@@ -169,7 +169,7 @@ def test_requests_that_do_not_fit_come_back(tried: Tried) -> None:
 @pytest.mark.parametrize("algorithm", [a for a in ALGORITHMS if a.write is None], ids=lambda a: a.name)
 def test_a_text_that_repeats_itself_is_drafted_well(algorithm: Algorithm, tried: Tried) -> None:
     """By those that look back; random weights see no repetition."""
-    rounds = tried.trial(algorithm).greedy[algorithm.methods[0], tiny_models.GAMMA].rounds[0]
+    rounds = tried.trial(algorithm).greedy[algorithm.methods[0], tiny_drafts.GAMMA].rounds[0]
     assert (WRITTEN - 1) / rounds > 1.5
 
 

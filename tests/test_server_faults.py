@@ -23,7 +23,7 @@ from transformers import LlamaForCausalLM
 
 from dspark_sgl.server import Server, ServerError
 
-from . import tiny_models
+from . import tiny_drafts, tiny_models
 from .questions import metric
 from .sampling import Sampling
 from .three_tokens import exact, p_value
@@ -39,7 +39,7 @@ REQUESTS, EACH = 20, 250
 
 
 def write_broken_draft(folder: Path) -> None:
-    tiny_models.write_draft(folder)
+    tiny_drafts.write_dspark(folder)
     file = folder / "model.safetensors"
     tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
     tensors["markov_head.markov_w1.weight"][AFTER] = torch.nan

@@ -23,8 +23,8 @@ pytestmark = [pytest.mark.server, pytest.mark.timeout(900)]
 @pytest.mark.parametrize(
     ("algorithm", "write", "reference"),
     [
-        ("DSPARK_SGL", partial(tiny_models.write_draft, head="gated"), DSparkReference),
-        ("DSPARK_SGL", partial(tiny_models.write_draft, head="rnn", layers=2), DSparkReference),
+        ("DSPARK_SGL", partial(tiny_drafts.write_dspark, head="gated"), DSparkReference),
+        ("DSPARK_SGL", partial(tiny_drafts.write_dspark, head="rnn", layers=2), DSparkReference),
         ("DFLASH_SGL", partial(tiny_drafts.write_dflash, deepspec=True), ReleasedDFlashReference),
     ],
     ids=["gated", "rnn", "released DFlash"],

@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM
 
 from dspark_sgl.server import Server
 
-from . import tiny_models
+from . import tiny_drafts, tiny_models
 from .conftest import seconds_until
 from .tiny_server import tiny_server
 
@@ -53,7 +53,7 @@ def load():
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     tiny_models.write_target(folder / "target")
-    tiny_models.write_draft(folder / "draft")
+    tiny_drafts.write_dspark(folder / "draft")
     (folder / "recorder.py").write_text(RECORDER)
     info = folder / "recorder-1.0.dist-info"
     info.mkdir()

@@ -12,7 +12,7 @@ from transformers import LlamaForCausalLM
 
 from dspark_sgl.server import Server
 
-from . import tiny_models
+from . import tiny_drafts, tiny_models
 from .conftest import seconds_until
 from .questions import metric
 from .tiny_server import tiny_server
@@ -27,7 +27,7 @@ RANKS = ("0", "1")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("replicas")
     tiny_models.write_target(folder / "target")
-    tiny_models.write_draft(folder / "draft")
+    tiny_drafts.write_dspark(folder / "draft")
     (folder / "policy.yaml").write_text(FIXED.format(depth=4))
     return folder
 

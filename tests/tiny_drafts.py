@@ -1,4 +1,4 @@
-"""Eagle3, MTP and DFlash drafts of random weights for the twelve-token target: real formats; bad drafts on purpose."""
+"""DSpark, DFlash, Eagle3 and MTP drafts for the twelve-token target: real formats, random weights, bad on purpose."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .tiny_models import GAMMA, HEADS, HIDDEN, KV_HEADS, LAYERS, MASK_TOKEN, VOCAB
+from .tiny_models import CONTEXT, HEADS, HIDDEN, KV_HEADS, LAYERS, VOCAB
 
+RANK, GAMMA, MASK_TOKEN = 4, 4, 11
 HEAD_DIM, MIDDLE = HIDDEN // HEADS, 64
 EAGLE3_LAYERS = (0, 1, 2)
 EAGLE3_VOCAB = (1, 2, 3, 5, 6, 7, 8, 10, 11)  # a draft over part of the vocabulary, as the released ones are
@@ -27,11 +28,52 @@ _SIZES: dict[str, Any] = {
     "num_attention_heads": HEADS,
     "num_key_value_heads": KV_HEADS,
     "hidden_act": "silu",
-    "max_position_embeddings": 256,
+    "max_position_embeddings": CONTEXT,
     "rms_norm_eps": 1e-6,
     "rope_theta": 10000.0,
     "tie_word_embeddings": False,
 }
+
+
+def write_dspark(folder: Path, head: str = "vanilla", layers: int = 1) -> None:
+    """`Qwen3DSparkModel` as DeepSpec writes it, over all twelve tokens. head: `vanilla`, `gated` or `rnn`"""
+    g = torch.Generator().manual_seed(1)
+    tensors = {
+        **_backbone(g, layers),
+        "markov_head.markov_w1.weight": _random(g, VOCAB, RANK) * 4,
+        "markov_head.markov_w2.weight": _random(g, VOCAB, RANK) * 4,
+        "confidence_head.proj.weight": _random(g, 1, HIDDEN + RANK),
+        "confidence_head.proj.bias": torch.zeros(1),
+    }
+    if head == "gated":
+        tensors["markov_head.gate_proj.weight"] = _random(g, RANK, HIDDEN + RANK) * 4
+        tensors["markov_head.gate_proj.bias"] = _random(g, RANK)
+    if head == "rnn":
+        tensors["markov_head.joint_proj.weight"] = _random(g, 3 * RANK, HIDDEN + 2 * RANK) * 4
+        tensors["markov_head.joint_proj.bias"] = _random(g, 3 * RANK)
+    config = _block_config(layers) | {
+        "architectures": ["Qwen3DSparkModel"],
+        "block_size": GAMMA,
+        "markov_rank": RANK,
+        "markov_head_type": head,
+        "enable_confidence_head": True,
+        "confidence_head_with_markov": True,
+    }
+    _write(folder, config, tensors)
+
+
+def write_dflash(folder: Path, deepspec: bool = False) -> None:
+    """`DFlashDraftModel`, where the anchor's row predicts nothing; or, as DeepSpec releases it, a `Qwen3DSparkModel`
+    without a head, where it does. Both draft GAMMA tokens, over nine of the twelve."""
+    tensors = _backbone(torch.Generator().manual_seed(4), layers=1)
+    tensors["norm.weight"] *= 3
+    if deepspec:
+        said = {"architectures": ["Qwen3DSparkModel"], "block_size": GAMMA}
+        said |= {"markov_rank": 0, "enable_confidence_head": False}
+    else:
+        said = {"architectures": ["DFlashDraftModel"], "block_size": GAMMA + 1}
+    _write(folder, _block_config(layers=1) | said, tensors)
+    (folder / "hot_vocab.json").write_text(json.dumps(DFLASH_VOCAB))
 
 
 def write_eagle3(folder: Path) -> None:
@@ -74,30 +116,29 @@ def write_mtp(folder: Path, hot_vocab: bool = True) -> None:
         (folder / "hot_vocab.json").write_text(json.dumps(MTP_VOCAB))
 
 
-def write_dflash(folder: Path, deepspec: bool = False) -> None:
-    """`DFlashDraftModel`, where the anchor's row predicts nothing; or, as DeepSpec releases it, a `Qwen3DSparkModel`
-    without a head, where it does. Both draft GAMMA tokens, over nine of the twelve."""
-    g = torch.Generator().manual_seed(4)
+def _backbone(g: torch.Generator, layers: int) -> dict[str, Tensor]:
+    """What reads the target's hidden states and a block of masks."""
     tensors = {
         "fc.weight": _random(g, HIDDEN, 2 * HIDDEN),
         "hidden_norm.weight": _norm(g),
-        "norm.weight": _norm(g) * 3,
-        **_layer(g, "layers.0.", attention_in=HIDDEN),
-        **{f"layers.0.self_attn.{name}_norm.weight": _norm(g)[:HEAD_DIM] for name in ("q", "k")},
+        "norm.weight": _norm(g),
     }
-    config = _SIZES | {
-        "architectures": ["Qwen3DSparkModel" if deepspec else "DFlashDraftModel"],
+    for at in (f"layers.{layer}." for layer in range(layers)):
+        tensors |= _layer(g, at, attention_in=HIDDEN)
+        tensors |= {f"{at}self_attn.{name}_norm.weight": _norm(g)[:HEAD_DIM] for name in ("q", "k")}
+    return tensors
+
+
+def _block_config(layers: int) -> dict[str, Any]:
+    return _SIZES | {
         "model_type": "qwen3",
         "head_dim": HEAD_DIM,
-        "layer_types": ["full_attention"],
-        "block_size": GAMMA if deepspec else GAMMA + 1,
+        "num_hidden_layers": layers,
+        "layer_types": ["full_attention"] * layers,
         "mask_token_id": MASK_TOKEN,
         "target_layer_ids": [0, 2],
         "num_target_layers": LAYERS,
     }
-    headless = {"markov_rank": 0, "enable_confidence_head": False} if deepspec else {}
-    _write(folder, config | headless, tensors)
-    (folder / "hot_vocab.json").write_text(json.dumps(DFLASH_VOCAB))
 
 
 def _layer(g: torch.Generator, at: str, attention_in: int) -> dict[str, Tensor]:

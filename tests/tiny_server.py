@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dspark_sgl.server import Server
 
-from . import tiny_models
+from . import tiny_drafts
 
 
 def tiny_server(
@@ -23,7 +23,7 @@ def tiny_server(
     weights = [] if draft is None else ["--speculative-draft-model-path", str(folder / draft)]
     arguments: Sequence[str] = [
         *("--model-path", str(folder / "target"), *weights, "--speculative-algorithm", algorithm),
-        *("--speculative-num-steps", str(tiny_models.GAMMA), "--speculative-num-draft-tokens", "16"),
+        *("--speculative-num-steps", str(tiny_drafts.GAMMA), "--speculative-num-draft-tokens", "16"),
         *("--dspark-policy", str(folder / "policy.yaml")),
         *("--dtype", "float32", "--skip-tokenizer-init", "--skip-server-warmup"),
         *("--max-total-tokens", "8192", "--max-running-requests", "16", *more),

@@ -16,14 +16,14 @@ from typing import Any
 
 from dspark_sgl.server import Server
 
-from . import tiny_models
+from . import tiny_drafts, tiny_models
 from .draft_reference import DraftReference
 from .sampling import Sampling
 from .three_tokens import Text
 from .tiny_server import tiny_server
 
 AT_ONCE, POOL = 250, 40960
-DEPTHS, WRITTEN = (1, 3, tiny_models.GAMMA), 64
+DEPTHS, WRITTEN = (1, 3, tiny_drafts.GAMMA), 64
 TEXT = 90
 """Tokens of a long text: thirty times three."""
 ASKED = [7, *chain.from_iterable((other, 7) for other in range(tiny_models.VOCAB)), *(3, 7, 5, 7, 9, 7, 1, 7, 10)]
@@ -218,7 +218,7 @@ def run_sampling(server: Server, case: Case) -> Sampled:
     half = AT_ONCE // 2
 
     def one(index: int) -> list[dict[str, Any]]:
-        depth = tiny_models.GAMMA if index % 2 else 2
+        depth = tiny_drafts.GAMMA if index % 2 else 2
         return list(ask(server, ASKED, TEXT, n=half, **case.sampling.asked(), **no_deeper_than(depth)))
 
     before = Drafts.of(server)
