@@ -18,11 +18,12 @@ A greedy request in a batch that draws has its children chosen. Never decides wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from .linear import linear
 
 REST = 0.28
 """Measured: of what one draw leaves to be rejected, the second accepts 0.15, the third 0.08, the fourth 0.06."""
@@ -119,39 +120,86 @@ class Picked:
         return Picked(columns, chance, None)
 
 
-def joined(parts: Sequence[Picked]) -> Picked:
-    """Rows after one another."""
+@dataclass(frozen=True)
+class Scores:
+    """The logits of `n` nodes, `base[owner] + latent w2^T`, which need not be written out.
+
+    base: `[bs, Vq]`, rows apart; owner: int64 `[n]`, the request of each node; latent: `[n, r]` and w2: `[Vq, r]`, or
+    None where a node's logits are its request's
+    """
+
+    base: Tensor
+    owner: Tensor
+    latent: Tensor | None = None
+    w2: Tensor | None = None
+
+    @property
+    def columns(self) -> int:
+        return self.base.shape[1]
+
+    def rows(self, which: slice) -> Tensor:
+        """`[n, Vq]` of these nodes."""
+        logits = self.base[self.owner[which]]
+        return logits if self.latent is None or self.w2 is None else logits + linear(self.latent[which], self.w2)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What `n` nodes may have for children.
+
+    columns: int64 `[n, B]`, the likeliest, and chance: float32 `[n, B]`, theirs at temperature 1, falling
+    drawn: int64 `[n, B]`, drawn without replacement from q: float32 `[n, Vq]`, which is zero for greedy requests; None
+    where nothing is drawn
+    """
+
+    columns: Tensor
+    chance: Tensor
+    drawn: Tensor | None = None
+    q: Tensor | None = None
+
+
+def pick(scores: Scores, branch: int, draw: TreeDraw | None, sure: Tensor | None) -> Picked:
+    """At most `branch` children of each node.
+
+    sure: float32 `[n]`, the drafter's confidence where it has one: the likeliest token's chance stands in
+    """
+    found = candidates(scores, min(branch, scores.columns), draw)
+    if draw is None or found.drawn is None:
+        return Picked(found.columns, found.chance, None)
+    greedy, likeliest = draw.greedy[scores.owner, None], found.chance[:, :1]
+    promised = gains(likeliest[:, 0] if sure is None else sure, found.chance.shape[1])
+    promised = promised.where(likeliest.isfinite(), torch.nan)  # confidence does not make up for logits of NaN
+    return Picked(found.columns.where(greedy, found.drawn), found.chance.where(greedy, promised), found.q)
+
+
+def candidates(scores: Scores, branch: int, draw: TreeDraw | None) -> Candidates:
+    if scores.base.is_cuda:
+        from . import tree_children_triton
+
+        return tree_children_triton.candidates(scores, branch, draw)
+    return candidates_torch(scores, branch, draw)
+
+
+def candidates_torch(scores: Scores, branch: int, draw: TreeDraw | None) -> Candidates:
+    """The reference; on a CPU for as many nodes at a time as its cache holds the logits of."""
+    n = len(scores.owner)
+    size = max(1, CACHED // scores.columns) if scores.base.device.type == "cpu" else n
+    parts = [_candidates_of(scores, slice(i, i + size), branch, draw) for i in range(0, n, size)]
     if len(parts) == 1:
         return parts[0]
-    drawn = [part.q for part in parts if part.q is not None]
-    columns, chance = (torch.cat([getattr(part, name) for part in parts]) for name in ("columns", "chance"))
-    return Picked(columns, chance, torch.cat(drawn) if drawn else None)
+    names = ("columns", "chance") if draw is None else ("columns", "chance", "drawn", "q")
+    return Candidates(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
 
-def rows_at_once(logits: Tensor) -> int:
-    return max(1, CACHED // logits.shape[-1]) if logits.device.type == "cpu" else 1 << 30
-
-
-def pick(logits: Tensor, branch: int, draw: TreeDraw | None, owner: Tensor, sure: Tensor | None) -> Picked:
-    """The children of `n` nodes.
-
-    logits: `[n, Vq]`; owner: int64 `[n]`, the request of each; sure: float32 `[n]`, the drafter's confidence where it
-    has one: the likeliest token's chance stands in
-    """
-    branch = min(branch, logits.shape[-1])
-    plain = torch.softmax(logits, -1, dtype=torch.float32)
-    chance, columns = leading(plain, branch)
+def _candidates_of(scores: Scores, which: slice, branch: int, draw: TreeDraw | None) -> Candidates:
+    logits = scores.rows(which)
+    chance, columns = leading(torch.softmax(logits, -1, dtype=torch.float32), branch)
     if draw is None:
-        return Picked(columns, chance, None)
+        return Candidates(columns, chance)
+    owner = scores.owner[which]
     q = torch.softmax(logits.float() / draw.temperature[owner, None], -1)
-    greedy = draw.greedy[owner, None]
-    promised = gains(chance[:, 0] if sure is None else sure, branch)
-    promised = promised.where(chance[:, :1].isfinite(), torch.nan)  # confidence does not make up for logits of NaN
-    return Picked(
-        columns=columns.where(greedy, draw_distinct(q, branch, draw.generator)),
-        chance=chance.where(greedy, promised),
-        q=q.masked_fill_(greedy, 0.0),
-    )
+    drawn = draw_distinct(q, branch, draw.generator)
+    return Candidates(columns, chance, drawn, q.masked_fill_(draw.greedy[owner, None], 0.0))
 
 
 def leading(values: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import repeat
 from typing import Protocol
 
 import torch
@@ -26,7 +25,7 @@ from torch import Tensor
 
 from .layout import NO_NODE
 from .sequential_head import Linear, SequentialHead, confidence
-from .tree_children import KeptDistributions, NodeDistributions, Picked, TreeDraw, joined, pick, rows_at_once
+from .tree_children import KeptDistributions, NodeDistributions, Picked, Scores, TreeDraw, pick
 
 
 @dataclass(frozen=True)
@@ -103,21 +102,14 @@ class MarkovChildren:
     ) -> tuple[Picked, Tensor | None]:
         bs, count = tokens.shape
         owner = torch.arange(bs, device=tokens.device).repeat_interleave(count)
-        carried = self.head.initial_state(bs * count) if state is None else state.flatten(0, 1)
-        size = rows_at_once(self.base_logits)
-        states = repeat(None) if carried is None else carried.split(size)
-        parts, after = [], []
-        for rows, previous, before in zip(owner.split(size), tokens.flatten().split(size), states, strict=False):
-            hidden = self.hidden[rows, level]
-            bias, carry = self.head.step(previous, hidden, before)
-            logits = self.base_logits[rows, level] + bias
-            sure = None
-            if draw is not None and self.proj is not None:
-                sure = confidence(self.head, self.proj, hidden[:, None], previous, previous[:, None])[:, 0]
-            parts.append(pick(logits, branch, draw, rows, sure))
-            after.append(carry)
-        picked = joined(parts).view(bs, count)
-        return picked, None if carried is None else torch.cat(after).view(bs, count, -1)
+        previous, hidden = tokens.flatten(), self.hidden[owner, level]
+        before = self.head.initial_state(bs * count) if state is None else state.flatten(0, 1)
+        latent, after = self.head.latent(previous, hidden, before)
+        sure = None
+        if draw is not None and self.proj is not None:
+            sure = confidence(self.head, self.proj, hidden[:, None], previous, previous[:, None])[:, 0]
+        picked = pick(Scores(self.base_logits[:, level], owner, latent, self.head.w2), branch, draw, sure)
+        return picked.view(bs, count), None if after is None else after.view(bs, count, -1)
 
 
 @dataclass(frozen=True)
@@ -138,9 +130,9 @@ class IndependentChildren:
         bs, count = tokens.shape
         rows = torch.arange(bs, device=tokens.device)
         if draw is None:
-            return pick(self.logits[:, level], branch, None, rows, None).repeated(count), None
+            return pick(Scores(self.logits[:, level], rows), branch, None, None).repeated(count), None
         rows = rows.repeat_interleave(count)
-        return pick(self.logits[rows, level], branch, draw, rows, None).view(bs, count), None
+        return pick(Scores(self.logits[:, level], rows), branch, draw, None).view(bs, count), None
 
 
 @dataclass(frozen=True)
@@ -162,7 +154,7 @@ class StepChildren:
     ) -> tuple[Picked, Tensor | None]:
         logits, after = self.first if state is None else self.step(level, tokens[:, 0], state[:, 0])
         rows = torch.arange(len(tokens), device=tokens.device)
-        return pick(logits, branch, draw, rows, None).view(len(tokens), 1), after[:, None]
+        return pick(Scores(logits, rows), branch, draw, None).view(len(tokens), 1), after[:, None]
 
 
 @dataclass(frozen=True)

@@ -139,9 +139,13 @@ class BlockDrafter(Drafter):
     def _q_values(self, round: Round) -> tuple[int, int]:
         """Upper bounds on the float32 values of q that one request keeps, and that it has at work at a time. Kept is
         `Vq` per depth of a chain or node of a tree (`KeptDistributions`); drafts that are chosen keep none."""
-        at_work = 1 if round.tree is None else round.tree.max_nodes + 2
-        kept = 0 if round.temperature is None else self._block if round.tree is None else at_work
-        return kept * self._head.columns, at_work * self._head.columns
+        columns = self._head.columns
+        if round.temperature is None:
+            return 0, columns
+        if round.tree is None:
+            return self._block * columns, columns
+        nodes = round.tree.max_nodes + 2
+        return nodes * columns, nodes * columns
 
     def _draft(self, tree: TreeShape | None, generator: torch.Generator, inputs: DraftInputs) -> Proposal:
         """Tokens from the features of the block: a function of tensors alone, so that a graph can hold it."""

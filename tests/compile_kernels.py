@@ -8,13 +8,21 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from dspark_sgl.kernels import mask_triton, rejection_triton, sequential_head_triton, tree_rejection_triton, walk_triton
+from dspark_sgl.kernels import (
+    mask_triton,
+    rejection_triton,
+    sequential_head_triton,
+    tree_children_triton,
+    tree_rejection_triton,
+    walk_triton,
+)
 
 POINTERS = {
     **dict.fromkeys(("path", "lengths", "bonus", "tokens", "parents", "nodes", "place"), "*i64"),
     **dict.fromkeys(("starts", "row_starts", "column"), "*i32"),
     **dict.fromkeys(("weights", "target", "draft", "token_probs", "tries", "q", "most", "mass"), "*fp32"),
-    **dict.fromkeys(("total", "temperature"), "*fp32"),
+    **dict.fromkeys(("total", "temperature", "warm", "chance"), "*fp32"),
+    **dict.fromkeys(("owner", "likeliest", "drawn"), "*i64"),
     "coins": "*fp64",
     "greedy": "*i1",
 }
@@ -40,6 +48,29 @@ KERNELS: list[tuple[Any, dict[str, str], dict[str, Any]]] = [
         {"DRAWN": True, "TILES": 2048, "TILE": 128},
     ),
     (sequential_head_triton._spread, {}, {"TILE": sequential_head_triton.SPREAD}),
+    (
+        tree_children_triton._score,
+        {"base": "*bf16", "latent": "*bf16", "w2": "*bf16"},
+        {"DRAWN": True, "HEAD": True, "RANK": 256, "ROWS": 16, "TILE": 128},
+    ),
+    (
+        tree_children_triton._score,
+        {"base": "*fp32"},
+        {"DRAWN": False, "HEAD": False, "RANK": 16, "ROWS": 16, "TILE": 128}
+        | dict.fromkeys(("q", "warm", "latent", "w2", "temperature")),
+    ),
+    (
+        tree_children_triton._lead,
+        {"base": "*bf16", "latent": "*bf16", "w2": "*bf16"},
+        {"HEAD": True, "BRANCH": 4, "PLACES": 4, "RANK": 256, "AT_ONCE": 16, "TILES": 2048, "TILE": 128},
+    ),
+    (
+        tree_children_triton._lead,
+        {"base": "*fp32"},
+        {"HEAD": False, "BRANCH": 16, "PLACES": 16, "RANK": 16, "AT_ONCE": 4, "TILES": 256, "TILE": 128}
+        | dict.fromkeys(("latent", "w2")),
+    ),
+    (tree_children_triton._draw, {}, {"BRANCH": 4, "PLACES": 4, "TILES": 2048, "TILE": 128}),
     (tree_rejection_triton._tree, {}, {"HOT": True, "ROWS": 64, "TILE": 2048}),
     (tree_rejection_triton._tree, {"column": "constexpr"}, {"HOT": False, "ROWS": 2, "TILE": 64, "column": None}),
     (rejection_triton._chain, {"column": "constexpr"}, {"HOT": False, "ROWS": 1, "TILE": 64, "column": None}),

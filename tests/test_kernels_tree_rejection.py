@@ -17,7 +17,7 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from dspark_sgl.kernels.layout import NO_NODE, TreeLayout, tree_layout
-from dspark_sgl.kernels.tree_children import Picked, TreeDraw, draw_distinct, gains, pick
+from dspark_sgl.kernels.tree_children import Picked, Scores, TreeDraw, draw_distinct, gains, pick
 from dspark_sgl.kernels.tree_draft import DraftTree, IndependentChildren, TreeShape, grow_tree
 from dspark_sgl.kernels.tree_rejection import children_table, reject_tree
 from dspark_sgl.kernels.walk import Acceptance, walk
@@ -46,8 +46,9 @@ class TableChildren:
     ) -> tuple[Picked, Tensor | None]:
         bs, count = tokens.shape
         owner = torch.arange(bs).repeat_interleave(count)
-        flat = tokens.flatten()
-        return pick(self.q[flat].log(), branch, draw, owner, self.sure[flat]).view(bs, count), None
+        flat, columns = tokens.flatten(), self.q.shape[1]
+        scores = Scores(torch.zeros(bs, columns), owner, self.q[flat].log(), torch.eye(columns))
+        return pick(scores, branch, draw, self.sure[flat]).view(bs, count), None
 
 
 def confidences(seed: int = 5) -> Tensor:

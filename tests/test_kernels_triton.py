@@ -22,7 +22,7 @@ from dspark_sgl.kernels.layout import ROOT, TreeLayout, chain_layout, tree_layou
 from dspark_sgl.kernels.mask import flat_mask_torch, packed_mask_torch
 from dspark_sgl.kernels.rejection import Coins, DraftDistribution, draw_at_torch, reject_chain_torch, toss
 from dspark_sgl.kernels.sequential_head import Linear, SequentialHead
-from dspark_sgl.kernels.tree_children import NodeDistributions, TreeDraw
+from dspark_sgl.kernels.tree_children import Candidates, NodeDistributions, Scores, TreeDraw
 from dspark_sgl.kernels.tree_draft import IndependentChildren, TreeShape, grow_tree
 from dspark_sgl.kernels.tree_rejection import reject_tree_torch
 from dspark_sgl.kernels.walk import Acceptance, walk_torch
@@ -33,6 +33,7 @@ with interpreted():
         mask_triton,
         rejection_triton,
         sequential_head_triton,
+        tree_children_triton,
         tree_rejection_triton,
         walk_triton,
     )
@@ -327,6 +328,77 @@ def test_a_tile_fits_the_shared_memory_of_small_cards() -> None:
 @pytest.mark.parametrize("columns", [32_000, 151_936])
 def test_sequential_head_over_real_vocabularies(columns: int) -> None:
     check_head(20, columns)
+
+
+def children_case(seed: int, columns: int) -> tuple[Scores, int, TreeDraw | None]:
+    """Nodes of several requests, with a head and without; base logits a level of several; drawn, chosen and mixed."""
+    g, bs = generator(seed), min(batch(seed), 20) if seed % 50 == 0 else 1 + seed % 3
+    rank = [1, 4, 17, 32, 64, 256][seed // 5 % 6]
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g, device=DEVICE)
+
+    owner = torch.arange(bs, device=DEVICE).repeat_interleave(1 + seed % 3)
+    base = (random(bs, 2, columns) * [0.1, 1.0, 5.0][seed % 3])[:, seed % 2]
+    head = (None, None) if seed % 4 == 0 else (random(len(owner), rank) / rank**0.5, random(columns, rank))
+    warmth, greedy = 0.3 + torch.rand(bs, generator=g, device=DEVICE), torch.rand(bs, generator=g, device=DEVICE) < 0.3
+    draw = None if seed % 5 == 0 else TreeDraw(warmth, greedy, generator(seed + 1))
+    return Scores(base, owner, *head), min(columns, [1, 2, 3, 4, 2, 4, 5, 4, 1, 8, 3, 16][seed // 3 % 12]), draw
+
+
+def check_children(scores: Scores, branch: int, draw: TreeDraw | None, coins: Tensor | None) -> Candidates:
+    """Against all logits written out, in float64."""
+    got = tree_children_triton.candidates_at(scores, branch, draw, coins)
+    logits = scores.base.double()[scores.owner]
+    if scores.latent is not None and scores.w2 is not None:
+        logits = logits + scores.latent.double() @ scores.w2.double().T
+    best, of = logits.topk(branch, dim=-1).values, got.columns
+    torch.testing.assert_close(logits.gather(1, of), best, rtol=0, atol=1e-4)
+    torch.testing.assert_close(got.chance.double(), logits.softmax(-1).gather(1, of), rtol=1e-3, atol=1e-9)
+    assert (of.sort(1).values.diff() > 0).all() and (got.chance.diff() <= 0).all()
+    if draw is None:
+        assert got.drawn is None and got.q is None
+        return got
+    assert got.drawn is not None and got.q is not None and coins is not None
+    greedy, warmth = draw.greedy[scores.owner], draw.temperature[scores.owner, None].double()
+    q = torch.softmax(logits / warmth, -1)
+    assert not got.q[greedy].any()
+    torch.testing.assert_close(got.q[~greedy].double(), q[~greedy], rtol=1e-3, atol=1e-6)
+    assert (got.drawn.sort(1).values.diff() > 0).all() and (got.drawn >= 0).all() and (got.drawn < q.shape[1]).all()
+    for place in range(branch):
+        if q.sum(1).min() > 1e-3:  # less is a matter of rounding
+            between(q / q.sum(1, keepdim=True), got.drawn[:, place], coins[:, place], 1e-4)
+        q = q.scatter(1, got.drawn[:, place, None], 0.0)
+    return got
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_children(seed: int) -> None:
+    scores, branch, draw = children_case(seed, [2, 17, 127, 128, 129, 300, 1000][seed % 7])
+    size = (len(scores.owner), branch)
+    coins = torch.rand(size, generator=generator(seed), dtype=torch.float64, device=DEVICE)
+    coins[0] = [0.0, 1 - 2**-53, 0.5][seed % 3]
+    check_children(scores, branch, draw, None if draw is None else coins)
+
+
+@pytest.mark.parametrize("columns", [32_000, 151_936])
+def test_children_over_real_vocabularies(columns: int) -> None:
+    scores, _, draw = children_case(13, columns)
+    coins = torch.rand(len(scores.owner), 4, generator=generator(0), dtype=torch.float64, device=DEVICE)
+    check_children(scores, 4, draw, coins)
+
+
+def test_children_that_nothing_is_left_for() -> None:
+    """One token has all there is of q: those drawn after it are others, and of NaN there are columns all the same."""
+    base = torch.full((2, 300), -1e4, device=DEVICE)
+    base[0, 200], base[1, 7] = 1e4, torch.nan
+    draw = TreeDraw(torch.ones(2, device=DEVICE), torch.zeros(2, dtype=torch.bool, device=DEVICE), generator(0))
+    got = tree_children_triton.candidates(Scores(base, torch.arange(2, device=DEVICE)), 3, draw)
+    assert got.drawn is not None
+    assert got.drawn[0].tolist()[0] == 200 and len(set(got.drawn[0].tolist())) == 3
+    assert got.chance[0].tolist() == [1, 0, 0] and got.chance[1].isnan().all()
+    columns = torch.cat([got.drawn, got.columns])
+    assert ((columns >= 0) & (columns < 300)).all()
 
 
 def test_every_kernel_compiles_for_gpus() -> None:

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,12 +16,12 @@ from dspark_sgl.kernels.layout import chain_layout, tree_layout
 from dspark_sgl.kernels.mask import flat_mask_torch
 from dspark_sgl.kernels.rejection import Coins, DraftDistribution, draw_at_torch, reject_chain_torch
 from dspark_sgl.kernels.sequential_head import SequentialHead, draft_chain_torch
-from dspark_sgl.kernels.tree_children import TreeDraw
+from dspark_sgl.kernels.tree_children import Scores, TreeDraw, candidates_torch
 from dspark_sgl.kernels.tree_draft import IndependentChildren, TreeShape, grow_tree
 from dspark_sgl.kernels.tree_rejection import reject_tree_torch
 from dspark_sgl.kernels.walk import walk_torch
 
-DEPTH, NODES = 7, 16
+DEPTH, NODES, BRANCH = 7, 16, 4
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def cases(n: int, vocabulary: int, rank: int, device: str) -> Iterator[Case]:
         mask_triton,
         rejection_triton,
         sequential_head_triton,
+        tree_children_triton,
         tree_rejection_triton,
         walk_triton,
     )
@@ -91,6 +93,18 @@ def cases(n: int, vocabulary: int, rank: int, device: str) -> Iterator[Case]:
         DEPTH * vocabulary * (head.w2.element_size() * rank + n * (base.element_size() + 4)),
     )
 
+    owner = torch.arange(n, device=device).repeat_interleave(BRANCH)
+    level = Scores(base[:, 1], owner, random(len(owner), rank).to(half), head.w2)
+    for kind, drawing in (("chosen", None), ("drawn", TreeDraw(warm, nobody, g))):
+        yield Case(
+            f"children of {BRANCH} nodes a request, {kind}",
+            f"{size}, rank {rank}",
+            partial(candidates_torch, level, BRANCH, drawing),
+            partial(tree_children_triton.candidates, level, BRANCH, drawing),
+            vocabulary
+            * (head.w2.element_size() * rank + n * base.element_size() + 4 * len(owner) * (drawing is not None)),
+        )
+
     chain = draft_chain_torch(head, base, hidden, anchors, draw)
     assert chain.distribution is not None and chain.token_probs is not None
     draft, token_probs = DraftDistribution(chain.distribution.probs, None), chain.token_probs
@@ -107,7 +121,7 @@ def cases(n: int, vocabulary: int, rank: int, device: str) -> Iterator[Case]:
 
     depths = torch.full((n,), DEPTH, device=device)
     children = IndependentChildren(random(n, DEPTH, vocabulary), None)
-    tree = grow_tree(children, anchors, depths, TreeShape(NODES, 4), TreeDraw(warm, nobody, g))
+    tree = grow_tree(children, anchors, depths, TreeShape(NODES, BRANCH), TreeDraw(warm, nobody, g))
     assert tree.drawn is not None
     nodes = tree.drawn
     forest = tree_layout(anchors, tree.tokens, tree.parents, tree.parents >= 0)
