@@ -209,6 +209,15 @@ _CPU = (
         "probs top_ks top_ps min_ps need_min_p_sampling sampling_seed positions",
         "seeded draws of a round",
     ),
+    HostName(
+        "sglang.kernels.fused_op.BaseFusedOp.register_oot_forward",
+        ("op_cls", "fn", "platform_key"),
+        "rotary embedding in few calls",
+    ),
+    _srt("platforms.interface.SRTPlatform.get_dispatch_key_name", "", "rotary embedding in few calls"),
+    _srt(
+        "layers.rotary_embedding.RotaryEmbedding.forward_native", "positions query key", "rotary embedding in few calls"
+    ),
     _srt("platforms.interface.SRTPlatform.get_default_attention_backend", "", "serving without a GPU"),
     _srt("platforms.interface.PlatformCapabilities", "supports_triton", "serving without a GPU"),
     _srt("platforms.device_mixin.PlatformEnum.OOT", "", "serving without a GPU"),

@@ -73,9 +73,10 @@ class CpuPlatform(CpuDeviceMixin, SRTPlatform):
         return CpuKVPool if kind == "mha" else None
 
     def init_backend(self) -> None:
-        from .cpu_attention import register
+        from . import cpu_attention, cpu_rope
 
-        register()
+        cpu_attention.register()
+        cpu_rope.register(self.get_dispatch_key_name())
         torch.set_flush_denormal(True)
 
     def post_load_model(self, model: torch.nn.Module) -> None:
