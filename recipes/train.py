@@ -288,7 +288,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=2, help="sequences in a micro-batch")
     parser.add_argument("--accumulate", type=int, default=2, help="micro-batches in a step")
     parser.add_argument("--anchor-share", type=float, default=0.25, help="anchors per response token")
-    parser.add_argument("--lr", type=float, default=2e-3, help="at its highest, after the warm-up")
+    parser.add_argument("--lr", type=float, default=8e-3, help="at its highest, after the warm-up")
     parser.add_argument("--l1", type=float, default=0.9, help="weight of the distance of the distributions")
     parser.add_argument("--ce", type=float, default=0.3, help="weight of the cross entropy")
     parser.add_argument("--warmup", type=int, default=20, help="steps")

@@ -18,25 +18,26 @@ from pathlib import Path
 from recipes.curves import read_curve
 
 COMPARED = ("dspark", "dflash", "eagle3")
+UNCHANGED = "unchanged"
 VARIATIONS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "as shipped": ((), COMPARED),
-    "twice the learning rate": (("--lr", "4e-3"), COMPARED),
-    "four times the learning rate": (("--lr", "8e-3"), COMPARED),
+    UNCHANGED: ((), COMPARED),
+    "half the learning rate": (("--lr", "4e-3"), COMPARED),
+    "a quarter of the learning rate": (("--lr", "2e-3"), COMPARED),
+    "twice the learning rate": (("--lr", "16e-3"), COMPARED),
     "4 layers": (("--layers", "4"), ("dspark", "dflash")),
     "rank 128": (("--rank", "128"), ("dspark",)),
     "rank 8": (("--rank", "8"), ("dspark",)),
     "twice the anchors": (("--anchor-share", "0.5"), COMPARED),
     "cross entropy alone": (("--l1", "0", "--ce", "1"), COMPARED),
-    "half the learning rate": (("--lr", "1e-3"), COMPARED),
     "1 layer": (("--layers", "1"), ("dspark", "dflash")),
 }
 """What changes against the defaults of `recipes.train`, and the drafts that it changes."""
 
 
 def folder(out: Path, variation: str, algorithm: str) -> Path:
-    """Of the run; where a variation does not concern a draft, of the run as shipped."""
+    """Of the run; where a variation does not concern a draft, of the unchanged one."""
     concerns = algorithm in VARIATIONS[variation][1]
-    return out / (variation if concerns else "as shipped").replace(" ", "-") / algorithm
+    return out / (variation if concerns else UNCHANGED).replace(" ", "-") / algorithm
 
 
 def expected(run: Path, tokens: int) -> float | None:

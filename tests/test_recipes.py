@@ -283,13 +283,13 @@ def test_a_curve_is_drawn_the_same_every_time(tmp_path: Path) -> None:
     assert (tmp_path / "again.svg").read_text() == text
 
 
-def test_what_a_variation_does_not_concern_is_compared_as_shipped(
+def test_what_a_variation_does_not_concern_is_compared_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of runs that are all there nothing is trained; the gains are those of the table's own lengths."""
-    variations = {"as shipped": ((), vary.COMPARED), "rank 8": (("--rank", "8"), ("dspark",))}
+    variations = {"unchanged": ((), vary.COMPARED), "rank 8": (("--rank", "8"), ("dspark",))}
     monkeypatch.setattr(vary, "VARIATIONS", variations)
-    lengths = {"as-shipped": {"dspark": 1.5, "dflash": 1.2, "eagle3": 1.6}, "rank-8": {"dspark": 1.26}}
+    lengths = {"unchanged": {"dspark": 1.5, "dflash": 1.2, "eagle3": 1.6}, "rank-8": {"dspark": 1.26}}
     for name, drafts in lengths.items():
         for algorithm, length in drafts.items():
             run = tmp_path / name / algorithm
@@ -304,7 +304,7 @@ def test_what_a_variation_does_not_concern_is_compared_as_shipped(
     assert trained == []
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()]
     assert rows[2:] == [
-        ["as shipped", "1.500", "1.200", "1.600", "+25.0 %", "-6.2 %"],
+        ["unchanged", "1.500", "1.200", "1.600", "+25.0 %", "-6.2 %"],
         ["rank 8", "1.260", "1.200", "1.600", "+5.0 %", "-21.3 %"],
     ]
 
