@@ -28,9 +28,10 @@ from .verify_input import VerifyInput
 logger = logging.getLogger(__name__)
 
 MOST_REQUESTS = 32
-LEAST_PASSES, PASSES, ENOUGH_S = 2, 3, 10.0
+LEAST_PASSES, PASSES, ENOUGH_S, MOST_S = 2, 3, 10.0, 60.0
 """A step's time is its least of `PASSES` passes over all steps, since a neighbour may slow one down and never speeds
-one up. After `ENOUGH_S` seconds `LEAST_PASSES` will do, unless they contradict each other."""
+one up. After `ENOUGH_S` seconds `LEAST_PASSES` will do, unless they contradict each other; after `MOST_S` one will: a
+server that starts late is worse off than one that learns its costs from its first steps."""
 SHORT_CONTEXT, LONG_CONTEXT = 64, 1024
 
 
@@ -95,8 +96,9 @@ class StepProfiler:
                 key = (point.kind, point.requests, point.rows, point.context)
                 best[key] = min(point, best.get(key, point), key=lambda measured: measured.seconds)
             # By rank 0's clock: ranks that run different forwards end the server.
-            enough = done >= LEAST_PASSES and time.perf_counter() - start > ENOUGH_S
-            spent = enough and disturbance(best.values()) <= DISTURBED
+            elapsed = time.perf_counter() - start
+            enough = done >= LEAST_PASSES and elapsed > ENOUGH_S and disturbance(best.values()) <= DISTURBED
+            spent = enough or elapsed > MOST_S
             if agree(torch.tensor([int(spent)], device=self.device)).item():
                 break
         logger.info("dspark: %d kinds of step profiled in %.1f s", len(best), time.perf_counter() - start)
