@@ -19,8 +19,8 @@ def test_the_runner_runs_its_cases_without_a_gpu() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"\b1 passed", done.stdout) and "not run, no GPU" in done.stdout
     rows = [line.split(" | ")[0].strip("| ") for line in done.stdout.splitlines() if line.startswith("| ")]
-    assert rows[0] == "operation" and len(rows) == 2 + 6
-    for operation in ("draw", "sequential head", "chain rejection", "tree rejection", "walk", "mask"):
+    assert rows[0] == "operation" and len(rows) == 2 + 8
+    for operation in ("draw", "sequential head", "children", "chain rejection", "tree rejection", "walk", "mask"):
         assert any(row.startswith(operation) for row in rows)
 
 
