@@ -19,6 +19,22 @@ def _srt(path: str, parameters: str, why: str) -> HostName:
     return HostName(f"sglang.srt.{path}", tuple(parameters.split()), why)
 
 
+_DEEPSEEK_V4 = (
+    _srt(
+        "arg_groups.deepseek_v4_hook.apply_deepseek_v4_defaults",
+        "server_args model_arch",
+        "handing DeepSeek-V4 over to SGLang's own DSPARK",
+    ),
+    _srt("arg_groups.overrides.declare_resolution", "", "handing DeepSeek-V4 over to SGLang's own DSPARK"),
+    _srt("arg_groups.overrides.model_config_of", "server_args", "handing DeepSeek-V4 over to SGLang's own DSPARK"),
+    _srt("arg_groups.overrides.resolving_view", "server_args", "handing DeepSeek-V4 over to SGLang's own DSPARK"),
+    _srt(
+        "speculative.dspark_components.dspark_config.checkpoint_bundles_dspark_draft",
+        "hf_config",
+        "handing DeepSeek-V4 over to SGLang's own DSPARK",
+    ),
+)
+
 _PLUGIN = (
     _srt("plugins.hook_registry.HookRegistry.register", "target hook hook_type", "hooking where no extension point is"),
     _srt("plugins.hook_registry.HookType.BEFORE", "", "hooking where no extension point is"),
@@ -243,4 +259,14 @@ _CPU = (
 
 _BENCH = (HostName("sglang.benchmark.serving.cli_main", (), "the client of `bench load`"),)
 
-SURFACE: tuple[HostName, ...] = (*_PLUGIN, *_ALGORITHM, *_WORKER, *_FORWARD, *_CONSTRAINTS, *_DRAFT, *_CPU, *_BENCH)
+SURFACE: tuple[HostName, ...] = (
+    *_PLUGIN,
+    *_DEEPSEEK_V4,
+    *_ALGORITHM,
+    *_WORKER,
+    *_FORWARD,
+    *_CONSTRAINTS,
+    *_DRAFT,
+    *_CPU,
+    *_BENCH,
+)

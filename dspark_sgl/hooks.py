@@ -1,4 +1,4 @@
-"""The twelve functions of SGLang that we hook for want of an extension point. Each is in `compat_surface.py`.
+"""The thirteen functions of SGLang that we hook for want of an extension point. Each is in `compat_surface.py`.
 
 A server whose algorithm is not ours gets an option it may ignore and, on our CPU platform, torch twins of SGLang's
 kernels for the slot table and for seeded draws; nothing else changes for it.
@@ -20,6 +20,7 @@ from .algorithm import DrafterAlgorithm
 from .cpu_kv_pool import assign_slots, last_slots
 from .cpu_platform import CpuPlatform
 from .cpu_seeds import multinomial_with_seed
+from .deepseek_v4 import hand_over
 from .deterministic import deterministic
 from .settings import add_cli_args
 from .stops import cut_runs, trim_turn
@@ -41,12 +42,14 @@ OUTPUT_HEADROOM = "sglang.srt.managers.tokenizer_manager.compute_num_reserved_to
 ASSIGN_SLOTS = "sglang.srt.mem_cache.allocation.assign_req_to_token_pool_func"
 LAST_SLOTS = "sglang.srt.mem_cache.allocation.get_last_loc"
 SEEDED_DRAW = "sglang.srt.layers.sampler.multinomial_with_seed"
+DEEPSEEK_V4 = "sglang.srt.arg_groups.deepseek_v4_hook.apply_deepseek_v4_defaults"
 BATCH_INVARIANCE = "sglang.srt.model_executor.model_runner.ModelRunner.maybe_enable_batch_invariant_mode"
 
 
 def register() -> None:
     """Hand the hooks to SGLang, which applies them once all plugins are loaded."""
     HookRegistry.register(ADD_CLI_ARGS, add_cli_args, HookType.BEFORE)
+    HookRegistry.register(DEEPSEEK_V4, hand_over, HookType.BEFORE)
     HookRegistry.register(VALIDATE_REQUEST, _before_validate_request, HookType.BEFORE)
     HookRegistry.register(INTERNAL_STATE, _after_internal_state, HookType.AFTER)
     HookRegistry.register(POOL_STATS, _after_pool_stats, HookType.AFTER)
