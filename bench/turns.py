@@ -1,12 +1,12 @@
 """Policies against each other under a load that never pauses, in turns of one server: which is best at so many users?
 
-    python -m bench.turns [--arms off,fixed-1,fixed-3,adaptive] [--concurrency 4,8,16,32] [--turns 4] [--tokens 64]
+    python -m bench.turns [--arms off,fixed-1,fixed-3,adaptive] [--concurrency 4,8,16,32] [--turns 8] [--tokens 64]
                           [--json OUT] [-- arguments of the server]
 
 So many users ask one prompt after another out of a list that has no end and repeats itself, and stream the answers.
 Each time the list begins anew the policy file is rewritten, so a turn of any policy is the same work, nobody starts
-from an empty batch, and a slow minute of the machine is divided among all: a turn takes some twenty-five seconds. What
-comes in the first three of a turn is not counted: the policy finds the last one's answers under way.
+from an empty batch, and a slow minute of the machine is divided among all: a turn takes some twelve seconds. What comes
+in the first two of a turn is not counted: the policy finds the last one's answers under way.
 
 Prints, per load and policy, output tokens/s (median of its turns), and its ratio to `--against` (the first arm) of the
 same round of turns: geometric mean, and the standard error of it in percent. `off` is plain decoding on this server.
@@ -38,8 +38,8 @@ from dspark_sgl.target import make_target
 from .common import SPECULATE
 from .prompts import eval_prompts
 
-SETTLE_S = 3.0
-FOR_ONE = 16
+SETTLE_S = 2.0
+FOR_ONE = 8
 """Prompts in the list for one user: three domains, short answers and long ones."""
 
 
@@ -160,7 +160,7 @@ def main() -> int:
     parser.add_argument("--arms", default="off,fixed-1,fixed-3,adaptive", metavar="P,..", help="default: %(default)s")
     parser.add_argument("--against", metavar="P", help="the arm that the others are compared with (default: the first)")
     parser.add_argument("--concurrency", default="4,8,16,32", metavar="N,..", help="users (default: %(default)s)")
-    parser.add_argument("--turns", type=int, default=4, help="of every policy (default: %(default)s)")
+    parser.add_argument("--turns", type=int, default=8, help="of every policy (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=64, help="of an answer, mean (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures there")
     parser.add_argument("server", nargs="*", help="further arguments of the server, after --")

@@ -1,0 +1,88 @@
+"""Two servers behind SGLang's router: answers are right, both speculate, and `custom_params` get through to them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from dspark_sgl.server import Server, ServerError
+
+from . import tiny_drafts, tiny_models
+from .tiny_server import tiny_server
+
+pytest.importorskip("sglang_router")
+pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
+
+TOKENS = 40
+
+
+class Router(Server):
+    """Started otherwise than a server, and asked as one."""
+
+    def __init__(self, workers: Sequence[Server]) -> None:
+        super().__init__([])
+        self._command = [
+            *(sys.executable, "-m", "sglang_router.launch_router", "--host", "127.0.0.1", "--port", str(self.port)),
+            *("--worker-urls", *(worker.url for worker in workers), "--policy", "round_robin"),
+            *("--prometheus-port", str(Server([]).port)),  # a free one; its own choice may be another router's
+        ]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("router")
+    tiny_models.write_target(folder / "target")
+    tiny_drafts.write_dspark(folder / "draft")
+    (folder / "policy.yaml").write_text("version: 1\nname: fixed\nschedule: {kind: fixed, depth: 4}\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def workers(folder: Path) -> Iterator[list[Server]]:
+    with ExitStack() as stack:
+        yield [stack.enter_context(tiny_server(folder)) for _ in range(2)]
+
+
+@pytest.fixture(scope="module")
+def router(workers: list[Server]) -> Iterator[Server]:
+    with Router(workers) as router:
+        yield router
+
+
+def ask(router: Server, ids: list[int], **more: Any) -> dict[str, Any]:
+    sampling = {"temperature": 0, "max_new_tokens": TOKENS, "ignore_eos": True, **more}
+    return dict(router.post("/generate", {"input_ids": ids, "sampling_params": sampling}))
+
+
+def test_answers_are_the_targets_and_both_servers_speculate(
+    router: Server, workers: list[Server], folder: Path
+) -> None:
+    model = LlamaForCausalLM.from_pretrained(folder / "target").float().eval()
+    prompts = [[1 + (index + k) % 10 for k in range(6)] for index in range(8)]
+    wanted = tiny_models.greedy(model, torch.tensor(prompts), TOKENS).tolist()
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda ids: ask(router, ids), prompts))
+    assert [answer["output_ids"] for answer in answers] == wanted
+    assert all(worker.report()["counts"]["round"] > 0 for worker in workers)
+
+
+def test_a_requests_own_depth_gets_through(router: Server) -> None:
+    """So shallow that more rounds are needed, on whichever of the two it is served."""
+    rounds = {
+        depth: ask(router, [1, 2, 3, 4, 5, 6], custom_params={"dspark": {"max_depth": depth}})["meta_info"]
+        for depth in (1, 4)
+    }
+    assert rounds[1]["spec_verify_ct"] >= (TOKENS - 1) // 2 > rounds[4]["spec_verify_ct"]
+
+
+def test_what_is_wrong_with_it_comes_back(router: Server) -> None:
+    with pytest.raises(ServerError, match="400.*max_depth"):
+        ask(router, [1, 2, 3], custom_params={"dspark": {"max_depth": "deep"}})
