@@ -8,8 +8,9 @@ Each time the list begins anew the policy file is rewritten, so a turn of any po
 from an empty batch, and a slow minute of the machine is divided among all: a turn takes some twelve seconds. What comes
 in the first two of a turn is not counted: the policy finds the last one's answers under way.
 
-Prints, per load and policy, output tokens/s (median of its turns), and its ratio to `--against` (the first arm) of the
-same round of turns: geometric mean, and the standard error of it in percent. `off` is plain decoding on this server.
+Prints, per load and policy, output tokens/s (median of its turns), and its ratio to `--against` (the first arm) in the
+same round of turns, median and quartiles: now and then another guest of the machine has one turn for itself. `off` is
+plain decoding on this server.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from dspark_sgl.ending import unwind_when_told_to_end
 from dspark_sgl.policies.reader import parse_policy
@@ -141,18 +144,17 @@ def play(
     return found
 
 
-def compared(turns: Sequence[Turn], others: Sequence[Turn]) -> tuple[float, float]:
-    """The geometric mean of the speeds' ratios, turn by turn, and its standard error in percent."""
-    logs = [math.log(turn.speed / other.speed) for turn, other in zip(turns, others, strict=True)]
-    error = statistics.stdev(logs) / math.sqrt(len(logs)) if len(logs) > 1 else math.nan
-    return math.exp(statistics.fmean(logs)), 100 * error
+def compared(turns: Sequence[Turn], others: Sequence[Turn]) -> tuple[float, float, float]:
+    """Quartiles of the speeds' ratios, turn by turn, the median in the middle."""
+    low, middle, high = np.quantile([t.speed / o.speed for t, o in zip(turns, others, strict=True)], (0.25, 0.5, 0.75))
+    return float(low), float(middle), float(high)
 
 
 def show(users: int, found: dict[str, list[Turn]], against: str) -> None:
     for name, turns in found.items():
-        ratio, error = compared(turns, found[against])
+        low, middle, high = compared(turns, found[against])
         speed, depth = (statistics.median(getattr(t, which) for t in turns) for which in ("speed", "depth"))
-        print(f"{users:5}  {name:16} {speed:10.1f} {ratio:8.3f} +- {error:.1f} % {depth:8.2f}", flush=True)
+        print(f"{users:5}  {name:16} {speed:10.1f} {middle:8.2f}  ({low:.2f} to {high:.2f}) {depth:8.2f}", flush=True)
 
 
 def main() -> int:
@@ -179,7 +181,7 @@ def main() -> int:
         file.write_text(texts[max(nodes, key=nodes.__getitem__)])  # the one that needs most room
         arguments = ["--model-path", str(make_target()), *SPECULATE, str(file), "--disable-radix-cache"]
         server = stack.enter_context(Server([*arguments, *options.server]))
-        print(f"users  policy            tokens/s  over {against}, standard error    depth")
+        print(f"users  policy            tokens/s  over {against}, quartiles    depth")
         for users in map(int, options.concurrency.split(",")):
             work = work_of(users, options.tokens)
             points[users] = play(server, file, texts, users, work, options.turns)
