@@ -19,7 +19,6 @@ import argparse
 import itertools
 import json
 import math
-import random
 import statistics
 import tempfile
 import threading
@@ -32,6 +31,7 @@ from pathlib import Path
 import numpy as np
 
 from dspark_sgl.ending import unwind_when_told_to_end
+from dspark_sgl.load_client import answer_length
 from dspark_sgl.policies.reader import parse_policy
 from dspark_sgl.policies.shape import most_nodes
 from dspark_sgl.policies.shipped import policy_source
@@ -114,11 +114,11 @@ class Users:
 
 
 def work_of(users: int, tokens: int) -> list[tuple[str, int]]:
-    """The list: prompts with the lengths of their answers, from half to one and a half times `tokens`.
+    """The list: prompts with the lengths of their answers, `tokens` in the mean.
 
     As many as take about as long whatever the load: here tokens per second grow as the square root of the users."""
     prompts = [prompt.text for prompt in eval_prompts(round(FOR_ONE * math.sqrt(users)))]
-    return [(p, max(2, round(tokens * random.Random(i).uniform(0.5, 1.5)))) for i, p in enumerate(prompts)]
+    return [(prompt, answer_length(place, tokens)) for place, prompt in enumerate(prompts)]
 
 
 def play(

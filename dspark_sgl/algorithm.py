@@ -48,6 +48,11 @@ def register(drafter: type[Drafter]) -> None:
     )
 
 
+def is_ours(algorithm: str | None) -> bool:
+    """Whether a server's `--speculative-algorithm` is one that was registered here."""
+    return algorithm is not None and isinstance(SpeculativeAlgorithm.from_string(algorithm), DrafterAlgorithm)
+
+
 class DrafterAlgorithm(CustomSpecAlgo):
     """One registered algorithm. The queries are SGLang's; what they decide is said beside each."""
 

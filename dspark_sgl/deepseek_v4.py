@@ -13,9 +13,8 @@ from typing import Any
 
 from sglang.srt.arg_groups.overrides import declare_resolution, model_config_of, resolving_view
 from sglang.srt.speculative.dspark_components.dspark_config import checkpoint_bundles_dspark_draft
-from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
-from .algorithm import DrafterAlgorithm
+from .algorithm import is_ours
 from .settings import POLICY_VARIABLE
 
 logger = logging.getLogger(__name__)
@@ -27,12 +26,12 @@ def hand_over(server_args: Any, _architecture: str) -> None:
     """Called before SGLang looks at the settings of a DeepSeek-V4 server. Ends the launch, in one line, where its own
     algorithm could not do what was asked of ours."""
     view = resolving_view(server_args)
-    asked = (view.speculative_algorithm or "").upper()
-    if not isinstance(SpeculativeAlgorithm.from_string(asked or None), DrafterAlgorithm):
+    asked = view.speculative_algorithm
+    if not is_ours(asked):
         return
     draft = view.speculative_draft_model_path
     bundled = checkpoint_bundles_dspark_draft(model_config_of(server_args).hf_config)
-    if problem := _problem(asked, view.device, bundled or draft is not None):
+    if problem := _problem(asked.upper(), view.device, bundled or draft is not None):
         raise SystemExit(f"error: {view.model_path}: {problem}")
     logger.info("%s: SGLang's own %s serves DeepSeek-V4, with the draft in %s", OURS, THEIRS, draft or "its checkpoint")
     declare_resolution(server_args, "dspark_sgl", speculative_algorithm=THEIRS)

@@ -12,11 +12,10 @@ from sglang.srt.mem_cache.allocation_sizing import get_alloc_reserve_per_decode
 from sglang.srt.platforms import current_platform
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 from sglang.srt.runtime_context import get_spec
-from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
 from dspark_sgl.policies.requests import parse_request_options
 
-from .algorithm import DrafterAlgorithm
+from .algorithm import DrafterAlgorithm, is_ours
 from .cpu_kv_pool import assign_slots, last_slots
 from .cpu_platform import CpuPlatform
 from .cpu_seeds import multinomial_with_seed
@@ -66,7 +65,7 @@ def register() -> None:
 
 def _before_validate_request(_manager: Any, request: Any, _input_ids: list[int]) -> None:
     """Refuse with a 400 what cannot be served: SGLang answers a ValueError here with its text."""
-    if not _ours(get_spec().speculative_algorithm):
+    if not is_ours(get_spec().speculative_algorithm):
         return
     params = request.sampling_params
     if isinstance(params, dict):
@@ -98,7 +97,7 @@ def _after_slot_headroom(columns: int) -> int:
 
     SGLang keeps room for one verify and reserves two, so a wide tree near the end of the context would leave its row.
     """
-    return max(columns, get_alloc_reserve_per_decode()) if _ours(get_spec().speculative_algorithm) else columns
+    return max(columns, get_alloc_reserve_per_decode()) if is_ours(get_spec().speculative_algorithm) else columns
 
 
 def _after_accepted_runs(runs: list[list[int]], _processor: Any, _result: Any, batch: Any) -> list[list[int]]:
@@ -107,18 +106,14 @@ def _after_accepted_runs(runs: list[list[int]], _processor: Any, _result: Any, b
 
 def _before_session_turn(session: Any, request: Any, *_: Any, **__: Any) -> None:
     # Of a streaming session SGLang trims the last turn itself.
-    if not session.streaming and _ours(get_spec().speculative_algorithm):
+    if not session.streaming and is_ours(get_spec().speculative_algorithm):
         trim_turn(session, request.session_params.rid)
 
 
 def _after_output_headroom(tokens: int) -> int:
     """Output tokens that a request is refused for at the context's end: none, since `SLOT_HEADROOM` has room."""
-    return 0 if _ours(get_spec().speculative_algorithm) else tokens
+    return 0 if is_ours(get_spec().speculative_algorithm) else tokens
 
 
 def _no_kernels_for_batch_invariance(_runner: Any) -> None:
     """SGLang would put Triton kernels in place of torch's; a CPU's products do without (`deterministic.py`)."""
-
-
-def _ours(algorithm: str | None) -> bool:
-    return algorithm is not None and isinstance(SpeculativeAlgorithm.from_string(algorithm), DrafterAlgorithm)

@@ -61,16 +61,20 @@ class Served:
     reliability: dict[str, list[float]]
 
 
-def write_dataset(prompts: Sequence[Prompt], tokens: int, file: Path) -> None:
-    """In the client's format, a conversation of two turns a line: the second is as long as the answer shall be.
+def answer_length(place: int, tokens: int) -> int:
+    """Of the prompt at this place: between half and one and a half times `tokens`, always the same.
 
-    Between half and one and a half times `tokens`, which a prompt's place decides. Answers of one length would all end
-    at once, and the prompts after them be prefilled as one batch: a load that no server sees.
+    Answers of one length would all end at once, and the prompts after them be prefilled as one batch: a load that no
+    server sees.
     """
+    return max(2, round(tokens * random.Random(place).uniform(0.5, 1.5)))
+
+
+def write_dataset(prompts: Sequence[Prompt], tokens: int, file: Path) -> None:
+    """In the client's format, a conversation of two turns a line: the second is as long as the answer shall be."""
     with file.open("w") as out:
         for place, prompt in enumerate(prompts):
-            length = max(2, round(tokens * random.Random(place).uniform(0.5, 1.5)))
-            answer = " ".join(["so"] * length)  # a token each, in the tokenizers that we know
+            answer = " ".join(["so"] * answer_length(place, tokens))  # a token each, in the tokenizers that we know
             turns = [{"role": "user", "content": prompt.text}, {"role": "assistant", "content": answer}]
             out.write(json.dumps({"conversations": turns}) + "\n")
 

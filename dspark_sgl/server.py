@@ -40,7 +40,7 @@ class NotReady(ServerError):
 
 @dataclass(frozen=True)
 class Answer:
-    """One generation. text: what it wrote; tokens: output ids; meta: SGLang's `meta_info`"""
+    """One generation. text: what it wrote, empty without a tokenizer; tokens: output ids; meta: SGLang's `meta_info`"""
 
     text: str
     tokens: tuple[int, ...]
@@ -148,7 +148,7 @@ class Server:
         key = "text" if isinstance(prompt, str) else "input_ids"
         value = prompt if isinstance(prompt, str) else list(prompt)
         answer = self.post("/generate", {key: value, "sampling_params": sampling})
-        return Answer(answer["text"], tuple(answer["output_ids"]), answer["meta_info"])
+        return Answer(answer.get("text", ""), tuple(answer["output_ids"]), answer["meta_info"])
 
     def stream(self, prompt: str, **sampling: Any) -> Iterator[Answer]:
         """The same, answer so far after answer so far."""

@@ -56,11 +56,6 @@ def router(workers: list[Server]) -> Iterator[Server]:
         yield router
 
 
-def ask(router: Server, ids: list[int]) -> list[int]:
-    sampling = {"temperature": 0, "max_new_tokens": TOKENS, "ignore_eos": True}
-    return list(router.post("/generate", {"input_ids": ids, "sampling_params": sampling})["output_ids"])
-
-
 def test_answers_are_the_targets_and_both_servers_speculate(
     router: Server, workers: list[Server], folder: Path
 ) -> None:
@@ -68,6 +63,9 @@ def test_answers_are_the_targets_and_both_servers_speculate(
     prompts = [[1 + (index + k) % 10 for k in range(6)] for index in range(8)]
     wanted = tiny_models.greedy(model, torch.tensor(prompts), TOKENS).tolist()
     with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lambda ids: ask(router, ids), prompts))
+        asked = pool.map(
+            lambda ids: router.generate(ids, temperature=0, max_new_tokens=TOKENS, ignore_eos=True), prompts
+        )
+        answers = [list(answer.tokens) for answer in asked]
     assert answers == wanted
     assert all(worker.report()["counts"]["round"] > 0 for worker in workers)

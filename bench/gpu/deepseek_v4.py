@@ -81,13 +81,7 @@ def answers(model: Path, prompts: Sequence[Sequence[int]], more: Sequence[str] =
     arguments = ["--model-path", str(model), "--load-format", "dummy", "--skip-tokenizer-init", *more]
     with Server(arguments) as server:
         ways = {"temperature": 0, "max_new_tokens": TOKENS, "ignore_eos": True}
-        return ask_all(lambda prompt: _generate(server, prompt, ways), prompts, USERS)
-
-
-def _generate(server: Server, prompt: Sequence[int], ways: dict[str, Any]) -> Answer:
-    """Without a tokenizer there is no text in the answer."""
-    said = server.post("/generate", {"input_ids": list(prompt), "sampling_params": ways})
-    return Answer("", tuple(said["output_ids"]), said["meta_info"])
+        return ask_all(lambda prompt: server.generate(prompt, **ways), prompts, USERS)
 
 
 def main() -> int:
